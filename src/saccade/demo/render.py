@@ -92,8 +92,8 @@ class _Look(NamedTuple):
 def render(rng: np.random.Generator, size_wh: tuple[int, int] = (640, 480)) -> Picture:
     """Draw one blood smear.
 
-    The same state of rng and the same versions of NumPy and OpenCV give the same picture. The field of view stays the same at any size: a
-    picture twice as large shows the same number of cells, drawn larger.
+    The same state of rng and the same versions of NumPy and OpenCV give the same picture. The
+    field of view stays the same at any size: a larger picture shows as many cells, drawn larger.
 
     Args:
         rng: Where every choice comes from.
