@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from saccade.errors import ContractError
-from saccade.types import Candidates, HeadRule, Thresholds
+from saccade.types import Candidates, HeadRule, Signature, TensorSpec, Thresholds
 
 __all__ = [
     "above",
@@ -22,7 +22,10 @@ __all__ = [
     "grid_centres",
     "num_cells",
     "pick",
+    "pick_with_objectness",
     "read",
+    "sole_output",
+    "strides_of",
 ]
 
 
@@ -71,8 +74,9 @@ def cxcywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     boxes = boxes.astype(np.float32, copy=False)
     half = boxes[:, 2:4] * np.float32(0.5)
     out = np.empty((len(boxes), 4), np.float32)
-    np.subtract(boxes[:, :2], half, out=out[:, :2])
-    np.add(boxes[:, :2], half, out=out[:, 2:])
+    with np.errstate(invalid="ignore", over="ignore"):  # such boxes are dropped by candidates()
+        np.subtract(boxes[:, :2], half, out=out[:, :2])
+        np.add(boxes[:, :2], half, out=out[:, 2:])
     return out
 
 
@@ -113,6 +117,20 @@ def pick(
     return rows[keep], classes[keep].astype(np.int32), scores[keep]
 
 
+def pick_with_objectness(
+    rows_nc: np.ndarray, thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Like pick, for rows (n, 5 + c) of box, objectness, class scores; score is their product.
+
+    No product is greater than its objectness, so the objectness is looked at first and alone.
+    """
+    likely = above(rows_nc[:, 4], thresholds.score)
+    products = rows_nc[likely, 5:].astype(np.float32, copy=False)
+    products *= rows_nc[likely, 4].astype(np.float32, copy=False)[:, None]
+    which, classes, scores = pick(products, thresholds)
+    return likely[which], classes, scores
+
+
 def _row_maxima(scores_nc: np.ndarray, threshold: float) -> np.ndarray:
     """Best score (n,) of each row; if negative, then only good for saying so."""
     if scores_nc.shape[1] == 0:
@@ -124,6 +142,22 @@ def _row_maxima(scores_nc: np.ndarray, threshold: float) -> np.ndarray:
         return bits.view(np.float16)
     maxima: np.ndarray = scores_nc.max(axis=1)
     return maxima
+
+
+def sole_output(signature: Signature) -> TensorSpec | None:
+    """Return the output if there is only one and it is floating-point with three axes."""
+    if len(signature.outputs) != 1:
+        return None
+    output = signature.outputs[0]
+    is_float = output.dtype in ("float32", "float16")
+    return output if is_float and len(output.shape) == 3 else None
+
+
+def strides_of(
+    size_hw: tuple[int, int], num_rows: int | str, known: Sequence[tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """Say which of the known sets of strides has that many cells at this size, if any has."""
+    return next((s for s in known if num_cells(size_hw, s) == num_rows), None)
 
 
 def read(outputs: Mapping[str, np.ndarray], rule: HeadRule, role: str, ndim: int) -> np.ndarray:
