@@ -1,0 +1,1 @@
+"""Speed of saccade against its peers: every number with its check and its machine."""

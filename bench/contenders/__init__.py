@@ -1,0 +1,16 @@
+"""One contender is one file here; nothing else lists it.
+
+A contender has
+
+    LABEL       what it is, in a line
+    NOTE        what a reader of its number must know, or ""
+    CASES       names of the cases it applies to, or None for all
+    VENV        name of the virtual environment it needs (see peers.sh), or None for saccade's own
+    CHECK       "agreement" with the reference, or "ap" where its arithmetic or its pictures differ
+    setup(case) -> state
+    run(state, paths) -> [(path, boxes_xyxy, scores, classes), ...] in the order of paths
+    versions()  -> {package: version}
+
+and may have `close(state)`. Heavy imports stand inside the functions, so that the harness can read
+the labels of all files without them.
+"""
