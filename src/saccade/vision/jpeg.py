@@ -148,7 +148,7 @@ def _decode_cmyk(data: Any, header: JpegHeader, color: str) -> np.ndarray:
     black = light[:, :, 3]
     planes = [cv2.multiply(light[:, :, c], black, scale=1 / 255) for c in order]
     picture: np.ndarray = cv2.merge(planes)
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if color == "gray" else picture
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)) if color == "gray" else picture
 
 
 def _is_harmless(message: str, data: Any, header: JpegHeader) -> bool:

@@ -67,7 +67,7 @@ def _unpack(opened: Image.Image, data: Any, kind: str) -> tuple[np.ndarray, int]
     if orientation not in range(1, 9):
         orientation = 1
     if kind == "TIFF":
-        bits = opened.tag_v2.get(_BITS_PER_SAMPLE_TAG, (1,))  # type: ignore[attr-defined]
+        bits = opened.tag_v2.get(_BITS_PER_SAMPLE_TAG, (1,))
         if tuple(bits)[:3] == (16, 16, 16):
             return _unpack_rgb16(data), 1
     if opened.mode in _TOO_DEEP:
@@ -87,7 +87,7 @@ def _unpack_rgb16(data: Any) -> np.ndarray:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
         raise PictureError("a 16-bit TIFF must be intact, this one does not unpack; export it anew")
-    return picture
+    return np.asarray(picture)
 
 
 def _webp_wh(data: Any) -> tuple[int, int]:
