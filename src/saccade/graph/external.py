@@ -13,7 +13,7 @@ from saccade.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Extent", "check_tensors", "element_bits", "extent_of", "read_extent"]
+__all__ = ["Extent", "check_tensors", "element_bits", "extent_of", "num_bytes_of", "read_extent"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,10 @@ def _fold(
     """Values of the nodes that can be run now."""
     found: dict[str, np.ndarray] = {}
     values = dict(known)
-    opsets = {entry.domain: entry.version for entry in skeleton.opset_import}
+    opsets = {
+        "" if entry.domain == "ai.onnx" else entry.domain: entry.version
+        for entry in skeleton.opset_import
+    }
     for node in skeleton.graph.node:
         if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
             continue
@@ -286,10 +289,22 @@ def _run(
 
     try:
         with np.errstate(all="ignore"):
-            (value,) = ReferenceEvaluator(node, opsets=opsets).run(None, operands)
+            (value,) = ReferenceEvaluator(_graph_of(node), opsets=opsets).run(None, operands)
     except MISFITS:
         return None
     return np.asarray(value) if np.size(value) == count else None
+
+
+def _graph_of(node: onnx.NodeProto) -> onnx.GraphProto:
+    """A node as a graph: alone, the evaluator would run it as in the newest operator set."""
+    import onnx
+
+    return onnx.GraphProto(
+        name="node",
+        node=[node],
+        input=[onnx.ValueInfoProto(name=name) for name in node.input if name],
+        output=[onnx.ValueInfoProto(name=name) for name in node.output],
+    )
 
 
 def _replace(skeleton: onnx.ModelProto, found: Mapping[str, np.ndarray]) -> None:
