@@ -19,7 +19,8 @@ def iou_matrix(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
     Returns:
         (k, m) float64 in [0, 1]; 0 where both boxes are empty.
     """
-    a, b = np.float64(boxes_xyxy).reshape(-1, 4), np.float64(others_xyxy).reshape(-1, 4)
+    a = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
+    b = np.asarray(others_xyxy, np.float64).reshape(-1, 4)
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.T[:, :, None], b.T[:, None, :]
     width = np.minimum(ax2, bx2)
     width -= np.maximum(ax1, bx1)
@@ -32,13 +33,15 @@ def iou_matrix(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
     union -= width
     union[union <= 0] = 1
     width /= union
-    return width
+    iou: np.ndarray = width
+    return iou
 
 
 def clip(boxes_xyxy: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
     """Cut boxes, (k, 4), at the picture's border; a new array of the same dtype."""
     w, h = size_wh
-    return np.clip(boxes_xyxy, 0, np.array((w, h, w, h), boxes_xyxy.dtype))
+    inside: np.ndarray = np.clip(boxes_xyxy, 0, np.array((w, h, w, h), boxes_xyxy.dtype))
+    return inside
 
 
 def to_source(boxes_xyxy: np.ndarray, placement: Placement) -> np.ndarray:
@@ -48,5 +51,6 @@ def to_source(boxes_xyxy: np.ndarray, placement: Placement) -> np.ndarray:
 
 def points_to_source(points_xy: np.ndarray, placement: Placement) -> np.ndarray:
     """Points, (..., 2), from pixels of the input to pixels of the source; float32."""
-    moved = (points_xy - np.float64(placement.offset_xy)) / np.float64(placement.scale_xy)
-    return moved.astype(np.float32)
+    offset, scale = np.asarray(placement.offset_xy), np.asarray(placement.scale_xy)
+    moved: np.ndarray = ((points_xy - offset) / scale).astype(np.float32)
+    return moved

@@ -124,7 +124,8 @@ def decode(
         if not _is_harmless(str(exc), data, header):
             raise _broken(exc) from exc
         picture = _decode_lenient(data, color, min_wh or (0, 0))
-    return picture[:, :, 0] if color == "gray" else picture
+    stored: np.ndarray = picture[:, :, 0] if color == "gray" else picture
+    return stored
 
 
 def _decode_lenient(data: Any, color: str, min_wh: tuple[int, int]) -> np.ndarray:

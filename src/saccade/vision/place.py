@@ -14,6 +14,7 @@ from saccade.vision.resample import resample_antialias, resample_reference
 
 __all__ = ["Placer", "place_reference", "placement_of", "single_threaded_cv2"]
 
+_Geometry = tuple[Placement, tuple[int, int, int, int]]
 _CV2_INTERPOLATION = {
     "linear": cv2.INTER_LINEAR,
     "area": cv2.INTER_AREA,
@@ -38,9 +39,7 @@ def placement_of(source_wh: tuple[int, int], rule: InputRule) -> Placement:
     return _geometry(source_wh, rule)[0]
 
 
-def _geometry(
-    source_wh: tuple[int, int], rule: InputRule
-) -> tuple[Placement, tuple[int, int, int, int]]:
+def _geometry(source_wh: tuple[int, int], rule: InputRule) -> _Geometry:
     """The placement, and left, top, width and height of the picture in the input."""
     w, h = source_wh
     input_h, input_w = rule.size_hw
@@ -79,12 +78,12 @@ def place_reference(picture: np.ndarray, rule: InputRule) -> tuple[np.ndarray, P
     """
     picture = picture if picture.ndim == 3 else picture[:, :, None]
     placement, (left, top, new_w, new_h) = _geometry((picture.shape[1], picture.shape[0]), rule)
-    levels = np.float64(np.iinfo(picture.dtype).max)
+    levels = np.iinfo(picture.dtype).max
     resized = resample_reference(picture, (new_h, new_w), rule.interpolation)
     canvas = np.full((*rule.size_hw, rule.num_channels), rule.pad_value, np.float64)
     canvas[top : top + new_h, left : left + new_w] = np.clip(np.rint(resized), 0, levels)
     num = rule.num_channels
-    values = (canvas - np.float64(rule.mean[:num])) / np.float64(rule.std[:num])
+    values = (canvas - np.asarray(rule.mean[:num])) / np.asarray(rule.std[:num])
     item = values.transpose(2, 0, 1) if rule.layout == "nchw" else values
     return _to_dtype(item, np.dtype(rule.dtype)), placement
 
@@ -117,9 +116,10 @@ class Placer:
         self._dtype = np.dtype(rule.dtype)
         self._is_nchw = rule.layout == "nchw"
         self._sample = np.dtype(np.uint16 if rule.bits == 16 else np.uint8)
-        mean, std = np.float64(rule.mean[:num]), np.float64(rule.std[:num])
-        self._subtract = [np.float32(m) for m in mean]
-        self._multiply = [np.float32(1 / s) for s in std]
+        mean = np.asarray(rule.mean[:num], np.float64)
+        std = np.asarray(rule.std[:num], np.float64)
+        self._subtract = mean.astype(np.float32)
+        self._multiply = (1 / std).astype(np.float32)
         self._pads = _to_dtype((rule.pad_value - mean) / std, self._dtype)
         self._is_plain = not mean.any() and bool((std == 1).all())
         table = (np.arange(256)[:, None] - mean) / std
@@ -127,7 +127,7 @@ class Placer:
         self._resized = np.empty(0, self._sample)
         self._planes = np.empty(0, self._sample)
         self._scratch = np.empty(0, np.float32)
-        self._geometry_of: tuple[tuple[int, int], tuple] | None = None
+        self._geometry_of: tuple[tuple[int, int], _Geometry] | None = None
 
     def place(
         self, picture: np.ndarray, out: np.ndarray, *, source_wh: tuple[int, int] | None = None
@@ -163,7 +163,7 @@ class Placer:
             self._write_pixels(picture, out[top : top + h, left : left + w])
         return placement
 
-    def _cached_geometry(self, wh: tuple[int, int]) -> tuple:
+    def _cached_geometry(self, wh: tuple[int, int]) -> _Geometry:
         # Neighbours in a job tend to have one size.
         if self._geometry_of is None or self._geometry_of[0] != wh:
             self._geometry_of = (wh, _geometry(wh, self._rule))
@@ -232,14 +232,14 @@ class Placer:
         elif self._sample == np.uint8:
             _look_up(pixels, self._table, region)
         else:
-            values = (pixels - np.float32(self._subtract)) * np.float32(self._multiply)
+            values = (pixels - self._subtract) * self._multiply
             region[...] = _to_dtype(values, self._dtype)
 
     def _pad(self, out: np.ndarray, left: int, top: int, w: int, h: int) -> None:
         input_h, input_w = self._rule.size_hw
         bottom, right = top + h, left + w
         if self._is_nchw:
-            views: list = [(plane, pad) for plane, pad in zip(out, self._pads, strict=True)]
+            views: list[tuple[np.ndarray, np.ndarray]] = list(zip(out, self._pads, strict=True))
         else:
             views = [(out, self._pads)]
         for view, pad in views:

@@ -38,7 +38,8 @@ def resample_reference(
     values = np.einsum("xw,hwc->hxc", columns, values, optimize=True)
     if interpolation == "antialias" and picture.dtype == np.uint8:
         values = np.clip(np.floor(values + 0.5), 0, 255)
-    return np.einsum("yh,hxc->yxc", rows, values, optimize=True)
+    resized: np.ndarray = np.einsum("yh,hxc->yxc", rows, values, optimize=True)
+    return resized
 
 
 def _weights(old: int, new: int, interpolation: Interpolation, is_area: bool) -> np.ndarray:
@@ -120,4 +121,5 @@ def resample_antialias(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndar
         return np.stack(planes, axis=-1)
     # Pillow resizes 16-bit samples only as floating-point ones.
     deep = Image.fromarray(picture.astype(np.float32)).resize(size_wh, Image.Resampling.BILINEAR)
-    return np.clip(np.rint(np.asarray(deep)), 0, 65535).astype(np.uint16)
+    rounded: np.ndarray = np.clip(np.rint(np.asarray(deep)), 0, 65535).astype(np.uint16)
+    return rounded

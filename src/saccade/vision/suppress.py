@@ -11,7 +11,8 @@ from saccade.vision.boxes import clip, iou_matrix, points_to_source, to_source
 __all__ = ["MAX_CANDIDATES", "finish", "suppress", "suppress_reference"]
 
 MAX_CANDIDATES = 30_000
-_BLOCK = 128
+_BLOCK = 64
+_MAX_BLOCK = 2048
 
 
 def suppress_reference(
@@ -37,7 +38,7 @@ def suppress_reference(
     Returns:
         Indices of the kept boxes, int64, best first.
     """
-    boxes = np.float64(boxes_xyxy).reshape(-1, 4)
+    boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     order = [
         i
         for i in sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i))
@@ -76,19 +77,21 @@ def suppress(
     Candidates are taken in blocks, best first: a block is held against all boxes kept so far,
     then against itself, with one bit set per row.
     """
-    boxes = np.float64(boxes_xyxy).reshape(-1, 4)
+    boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     order = _sorted_candidates(boxes, np.asarray(scores))
     boxes, groups = boxes[order], None if class_agnostic else np.asarray(classes)[order]
     limit = len(order) if max_detections is None else max_detections
     kept = np.empty(0, np.int64)
-    for start in range(0, len(order), _BLOCK):
-        if len(kept) >= limit:
-            break
-        block = np.arange(start, min(start + _BLOCK, len(order)))
+    start, size = 0, _BLOCK
+    while start < len(order) and len(kept) < limit:
+        block = np.arange(start, min(start + size, len(order)))
+        start += size
         if len(kept):
             block = block[~_overlap(boxes, groups, block, kept, iou).any(axis=1)]
         chosen = _greedy(_overlap(boxes, groups, block, block, iou))
         kept = np.concatenate((kept, block[chosen]))
+        # Where most of a block fell to boxes kept before, larger blocks waste less on calls.
+        size = _BLOCK if len(block) > _BLOCK else min(2 * size, _MAX_BLOCK)
     return order[kept[:limit]]
 
 
