@@ -44,10 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(environment.without_paths(report), indent=1, ensure_ascii=False)
     target.write_text(text + "\n")
-    failed = [name for name, entry in report["contenders"].items() if "error" in entry]
-    for name in failed:
-        say(f"{name} FAILED: {report['contenders'][name]['error']}")
-    return 1 if failed else 0
+    for name, entry in report["contenders"].items():
+        for word in ("refused", "error"):
+            if word in entry:
+                say(f"{name} {word}: {entry[word]}")
+    own_refused = "refused" in report["contenders"].get(BASELINE, {})
+    has_error = any("error" in entry for entry in report["contenders"].values())
+    return 1 if own_refused or has_error else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -165,7 +168,7 @@ def examine(
         shown = {k: v for k, v in entry["check"].items() if k in ("agreement", "ap", "passed")}
         say(f"{name}: {shown}, peak {entry.get('peak_mib')} MiB")
         if not entry["check"]["passed"]:
-            entry["error"] = "its answers are wrong, so it has no speed"
+            entry["refused"] = "its answers are wrong, so it has no speed"
             answers = None
     return entry, answers
 
@@ -175,7 +178,7 @@ def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]
     with contextlib.ExitStack() as stack:
         children = []
         for name, entry in entries.items():
-            if "error" in entry:
+            if not may_be_timed(entry):
                 continue
             child = Child(name, f"bench.contenders.{name}", case.name)
             stack.callback(child.close)
@@ -187,7 +190,7 @@ def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]
         for index in range(job["rounds"]):
             for child in children:
                 entry = entries[child.name]
-                if "error" in entry:
+                if not may_be_timed(entry):
                     continue
                 try:
                     result = time_one(child, job["paths"], job["counts"][child.name])
@@ -198,6 +201,10 @@ def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]
                     child.hold()
                 entry["rounds"].append(result)
                 say(f"round {index + 1}: {child.name} {result['rate']:.1f} pictures/s")
+
+
+def may_be_timed(entry: dict[str, Any]) -> bool:
+    return "error" not in entry and "refused" not in entry
 
 
 def time_one(child: Child, paths: list[str], num_boxes: int) -> dict[str, Any]:
@@ -239,7 +246,7 @@ def summarize(entries: dict[str, dict[str, Any]]) -> None:
     """Median, least and most over the rounds; ratio to saccade within the same round."""
     baseline = entries.get(BASELINE, {}).get("rounds", [])
     for entry in entries.values():
-        if "error" in entry:
+        if not may_be_timed(entry):
             continue
         rounds = entry["rounds"]
         entry["rate"] = spread([row["rate"] for row in rounds])

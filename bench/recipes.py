@@ -31,7 +31,7 @@ def prepare(case: Case, picture_bgr: np.ndarray) -> tuple[np.ndarray, Placement]
         place = Placement((in_w / width, in_h / height), (0, 0), (width, height))
     else:
         scale = min(in_h / height, in_w / width)
-        new_w, new_h = int(width * scale), int(height * scale)
+        new_w, new_h = round(width * scale), round(height * scale)
         centered = case.family == "yolov8"
         left, top = ((in_w - new_w) // 2, (in_h - new_h) // 2) if centered else (0, 0)
         canvas = np.full((in_h, in_w, 3), 114, dtype=np.uint8)
@@ -40,7 +40,7 @@ def prepare(case: Case, picture_bgr: np.ndarray) -> tuple[np.ndarray, Placement]
         else:
             resized = cv2.resize(picture_bgr, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
         canvas[top : top + new_h, left : left + new_w] = resized
-        place = Placement((scale, scale), (left, top), (width, height))
+        place = Placement((new_w / width, new_h / height), (left, top), (width, height))
     factor = 1.0 if case.family == "yolox" else 1 / 255
     tensor = cv2.dnn.blobFromImage(canvas, factor, swapRB=case.family == "yolov8")
     return tensor, place

@@ -1,7 +1,8 @@
 """The answers that every contender is held to: plain NumPy, one picture at a time.
 
-Shares no code with saccade or with a contender. Only the JPEG decoder (Pillow) and the network
-itself (ONNX Runtime, one thread) are not NumPy.
+Shares no code with saccade or with a contender. Three things are not NumPy: the JPEG decoder
+(Pillow), the network itself (ONNX Runtime, one thread) and the resize, because the models' rule is
+"linear as OpenCV does it" and fastestdet notices its rounding.
 """
 
 from __future__ import annotations
@@ -43,52 +44,36 @@ def run(state: tuple[Case, Any], paths: list[str]) -> list[tuple]:
         boxes_xyxy, scores, classes = READ[case.family](output[0].astype(np.float64), case.size_hw)
         keep = scores > case.score
         boxes_xyxy, scores, classes = boxes_xyxy[keep], scores[keep], classes[keep]
-        boxes_xyxy = (boxes_xyxy - [*offset_xy, *offset_xy]) / [*scale_xy, *scale_xy]
+        kept = suppress(boxes_xyxy, scores, classes, case.iou)
+        boxes_xyxy = (boxes_xyxy[kept] - [*offset_xy, *offset_xy]) / [*scale_xy, *scale_xy]
         height, width = picture_rgb.shape[:2]
         boxes_xyxy = np.clip(boxes_xyxy, 0, [width, height, width, height])
-        kept = suppress(boxes_xyxy, scores, classes, case.iou)
-        answers.append((path, boxes_xyxy[kept], scores[kept], classes[kept]))
+        answers.append((path, boxes_xyxy, scores[kept], classes[kept]))
     return answers
 
 
 def prepare(case: Case, picture_rgb: np.ndarray) -> tuple[np.ndarray, tuple, tuple]:
-    """Resize with a bilinear filter in float; return the input, its scale and its offset."""
+    """The network's input, its scale and its offset."""
+    import cv2
+
     (height, width), (in_h, in_w) = picture_rgb.shape[:2], case.size_hw
     if case.family == "fastestdet":
         new_h, new_w, top, left = in_h, in_w, 0, 0
         scale_xy = (in_w / width, in_h / height)
     else:
         scale = min(in_h / height, in_w / width)
-        new_h, new_w, scale_xy = int(height * scale), int(width * scale), (scale, scale)
+        new_h, new_w = round(height * scale), round(width * scale)
+        scale_xy = (new_w / width, new_h / height)
         centered = case.family == "yolov8"
         top, left = ((in_h - new_h) // 2, (in_w - new_w) // 2) if centered else (0, 0)
     canvas = np.full((in_h, in_w, 3), 114.0)
-    canvas[top : top + new_h, left : left + new_w] = np.rint(resize(picture_rgb, new_h, new_w))
+    canvas[top : top + new_h, left : left + new_w] = cv2.resize(picture_rgb, (new_w, new_h))
     if case.family != "yolov8":
         canvas = canvas[:, :, ::-1]
     if case.family != "yolox":
         canvas = canvas / 255.0
     tensor = np.ascontiguousarray(canvas.transpose(2, 0, 1)[None], dtype=np.float32)
     return tensor, scale_xy, (left, top)
-
-
-def resize(picture: np.ndarray, new_h: int, new_w: int) -> np.ndarray:
-    """Bilinear, pixel centres at halves, no smoothing when shrinking."""
-    rows, row_weight = _taps(picture.shape[0], new_h)
-    columns, column_weight = _taps(picture.shape[1], new_w)
-    row_weight, column_weight = row_weight[:, None, None], column_weight[None, :, None]
-    upper, lower = (
-        picture[row][:, columns[0]] * (1 - column_weight)
-        + picture[row][:, columns[1]] * column_weight
-        for row in rows
-    )
-    return upper * (1 - row_weight) + lower * row_weight
-
-
-def _taps(size: int, new_size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    position = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
-    first = np.floor(position).astype(int)
-    return (first, np.minimum(first + 1, size - 1)), position - first
 
 
 def read_yolov8(output: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -151,4 +136,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("numpy", "onnxruntime", "pillow")}
+    return {
+        name: version(name) for name in ("numpy", "onnxruntime", "opencv-python-headless", "pillow")
+    }

@@ -1,4 +1,4 @@
-"""Ray Data: files in batches through an actor pool, one actor with a one-thread session per core."""
+"""Ray Data: files in batches through an actor pool, one one-thread session per core."""
 
 from __future__ import annotations
 

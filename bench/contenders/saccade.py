@@ -18,22 +18,31 @@ def setup(case: Case) -> Any:
 
 
 def start(case: Case, *, backend: str, precision: str) -> Any:
-    """A detector with the case's thresholds."""
+    """A detector, and thresholds as everyone has them."""
+    import dataclasses
+
     import saccade
 
-    return saccade.load(case.model_path, backend=backend, precision=precision)
+    detector = saccade.load(case.model_path, backend=backend, precision=precision)
+    thresholds = dataclasses.replace(detector.contract.detect, score=case.score, iou=case.iou)
+    return detector, thresholds
 
 
 def run(state: Any, paths: list[str]) -> list[tuple]:
     import saccade
 
+    detector, thresholds = state
     answers = []
-    for item in saccade.run(state, paths):
+    for item in saccade.run(detector, paths, thresholds=thresholds):
         if item.error is not None:
             raise item.error
         found = item.detections
         answers.append((item.path, found.boxes_xyxy, found.scores, found.classes))
     return answers
+
+
+def close(state: Any) -> None:
+    state[0].close()
 
 
 def versions() -> dict[str, str]:
