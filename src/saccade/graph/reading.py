@@ -14,6 +14,7 @@ from saccade.types import Model, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 __all__ = ["free_rank", "load_proto", "read_model", "spec_of"]
 
@@ -51,16 +52,12 @@ def read_model(path: str | Path) -> Model:
         return _read_model(path)
     except ModelError as exc:
         raise ModelError(f"{path}: {exc}") from exc.__cause__
-    except UnicodeDecodeError as exc:
-        raise ModelError(
-            f"{path}: names in an ONNX file must be UTF-8, one is not ({exc.reason} at byte "
-            f"{exc.start}); the file is damaged, export or copy it again"
-        ) from exc
 
 
 def _read_model(path: Path) -> Model:
     proto = _parse(path)
     _check_versions(proto)
+    _check_text(proto)
     graph = proto.graph
     check_graph(graph)
     if not graph.output:
@@ -180,6 +177,32 @@ def _check_versions(proto: onnx.ModelProto) -> None:
             "an ONNX model must import the default operator set, this one imports "
             f"{sorted(entry.domain for entry in proto.opset_import) or 'none'}; export it again"
         )
+
+
+def _check_text(message: Message) -> None:
+    """Check that every string is text: Protocol Buffers hands out bytes where it is not UTF-8."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        strings = [
+            message.name,
+            *(text for e in message.external_data for text in (e.key, e.value)),
+        ]
+        inner = []
+    else:
+        strings, inner = [], []
+        for field, value in message.ListFields():
+            values = value if field.is_repeated else [value]
+            if field.type == field.TYPE_STRING:
+                strings += values
+            elif field.type == field.TYPE_MESSAGE:
+                inner += values
+    for text in strings:
+        if not isinstance(text, str):
+            raise ModelError(
+                f"names in an ONNX file must be UTF-8, a {message.DESCRIPTOR.name} has "
+                f"{bytes(text)[:40]!r}; the file is damaged, export or copy it again"
+            )
+    for part in inner:
+        _check_text(part)
 
 
 def _opset(proto: onnx.ModelProto) -> int:
