@@ -121,6 +121,8 @@ class Placer:
         self._subtract = mean.astype(np.float32)
         self._multiply = (1 / std).astype(np.float32)
         self._pads = _to_dtype((rule.pad_value - mean) / std, self._dtype)
+        self._pad_row = np.tile(self._pads, rule.size_hw[1])
+        self._is_even = len(set(zip(mean, std, strict=True))) == 1
         self._is_plain = not mean.any() and bool((std == 1).all())
         table = (np.arange(256)[:, None] - mean) / std
         self._table = _to_dtype(table, self._dtype).reshape(1, 256, num)
@@ -227,8 +229,13 @@ class Placer:
         """To (h, w, c) of the rule's dtype."""
         h, w, num = region.shape
         pixels = self._resize(picture, w, h).reshape(h, w, num)
-        if self._is_plain and self._dtype == self._sample:
+        if self._is_plain and self._dtype in (self._sample, np.float32):
             np.copyto(region, pixels)
+        elif self._is_even and self._dtype == np.float32:
+            np.copyto(region, pixels)
+            if self._subtract[0]:
+                np.subtract(region, self._subtract[0], out=region)
+            np.multiply(region, self._multiply[0], out=region)
         elif self._sample == np.uint8:
             _look_up(pixels, self._table, region)
         else:
@@ -236,21 +243,15 @@ class Placer:
             region[...] = _to_dtype(values, self._dtype)
 
     def _pad(self, out: np.ndarray, left: int, top: int, w: int, h: int) -> None:
+        """Write what lies around the picture, row by row as flat memory."""
         input_h, input_w = self._rule.size_hw
-        bottom, right = top + h, left + w
         if self._is_nchw:
-            views: list[tuple[np.ndarray, np.ndarray]] = list(zip(out, self._pads, strict=True))
+            for plane, pad in zip(out, self._pads, strict=True):
+                _pad_around(plane, pad, (top, top + h), (left, left + w))
         else:
-            views = [(out, self._pads)]
-        for view, pad in views:
-            if top:
-                view[:top] = pad
-            if bottom < input_h:
-                view[bottom:] = pad
-            if left:
-                view[top:bottom, :left] = pad
-            if right < input_w:
-                view[top:bottom, right:] = pad
+            num = len(self._pads)
+            rows = out.reshape(input_h, input_w * num)
+            _pad_around(rows, self._pad_row, (top, top + h), (left * num, (left + w) * num))
 
     def _check(self, picture: np.ndarray, out: np.ndarray) -> None:
         num = self._rule.num_channels
@@ -266,6 +267,21 @@ class Placer:
                 f"a picture must be {self._sample} with {num} channels, got {picture.dtype} of "
                 f"shape {picture.shape}; decode it as the rule's color and bits say"
             )
+
+
+def _pad_around(
+    rows: np.ndarray, pad: np.ndarray, top_bottom: tuple[int, int], left_right: tuple[int, int]
+) -> None:
+    """Fill (h, w) outside of a rectangle with one value or with the columns of a row (w,)."""
+    (top, bottom), (left, right) = top_bottom, left_right
+    if pad.ndim == 0:
+        pad = np.broadcast_to(pad, rows.shape[1:])
+    rows[:top] = pad
+    rows[bottom:] = pad
+    if left:
+        rows[top:bottom, :left] = pad[:left]
+    if right < rows.shape[1]:
+        rows[top:bottom, right:] = pad[right:]
 
 
 def _look_up(values: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
