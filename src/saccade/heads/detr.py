@@ -137,7 +137,7 @@ def _best_pairs(
     """
     num_queries, num_classes = logits_qc.shape
     logits = logits_qc.astype(np.float32, copy=False)
-    is_broken = np.isnan(logits).any(axis=1)
+    is_broken = np.isnan(logits.max(axis=1, initial=-np.inf))
     if is_broken.any():
         logits = np.where(is_broken[:, None], np.float32(-np.inf), logits)
     logits = logits.ravel()
