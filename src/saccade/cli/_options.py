@@ -1,0 +1,155 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from saccade.errors import InputError
+
+if TYPE_CHECKING:
+    from saccade.pipeline.detector import Detector
+    from saccade.pipeline.run import RunOptions
+    from saccade.types import Thresholds
+
+__all__ = ["JobOptions", "ModelOptions", "ThresholdOptions", "read_labels", "read_size"]
+
+
+@Parameter(name="*", group="Model")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How the model is read and run.
+
+    Attributes:
+        preset: Name of a preset that says how pictures go in and outputs are read.
+        contract: TOML file that says so.
+        labels: Text file with one class name per line.
+        size: Input size as WIDTHxHEIGHT, where the model leaves it free.
+        backend: Runtime; `saccade doctor` lists them.
+        precision: Arithmetic of the runtime.
+    """
+
+    preset: str | None = None
+    contract: Path | None = None
+    labels: Path | None = None
+    size: str | None = None
+    backend: str = "onnxruntime"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+    def contract_keys(self) -> dict[str, Any]:
+        """What decides the contract, as keyword arguments."""
+        return {
+            "preset": self.preset,
+            "contract": self.contract,
+            "size_hw": read_size(self.size) if self.size else None,
+            "labels": read_labels(self.labels) if self.labels else (),
+        }
+
+    def load(self, model: Path) -> Detector:
+        """Load the model with these options."""
+        from saccade.pipeline.detector import load
+
+        keys = self.contract_keys()
+        return load(model, backend=self.backend, precision=self.precision, **keys)
+
+
+@Parameter(name="*", group="Thresholds")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdOptions:
+    """What is kept.
+
+    Attributes:
+        score: Score threshold in place of the contract's.
+        iou: IoU threshold of suppression in place of the contract's.
+        max_detections: Most boxes per picture in place of the contract's.
+    """
+
+    score: float | None = None
+    iou: float | None = None
+    max_detections: int | None = None
+
+    def over(self, base: Thresholds) -> Thresholds:
+        """The contract's thresholds with these changes."""
+        import dataclasses
+
+        from saccade.contracts.resolve import check_thresholds
+
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        made = dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None})
+        check_thresholds(made)
+        return made
+
+
+@Parameter(name="*", group="Running")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """How a job runs.
+
+    Attributes:
+        batch: Pictures per inference; default 1, or what the model fixes.
+        streams: Inferences at the same time; default one per core.
+        threads: Threads inside one inference.
+        workers: Threads that decode, prepare and suppress; default one per core.
+        serial: One stage of one picture after the other: the reference, not the fast way.
+        strict: Stop at the first picture that cannot be used.
+        max_pixels: Refuse larger pictures before they are decoded.
+        scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. Faster,
+            but it changes answers.
+    """
+
+    batch: int | None = None
+    streams: int | None = None
+    threads: int = 1
+    workers: int | None = None
+    serial: Annotated[bool, Parameter(negative="")] = False
+    strict: Annotated[bool, Parameter(negative="")] = False
+    max_pixels: int | None = None
+    scaled_decode: Annotated[bool, Parameter(negative="")] = False
+
+    def options(self) -> RunOptions:
+        """The same as RunOptions."""
+        from saccade.pipeline.run import RunOptions
+        from saccade.vision.decode import DEFAULT_MAX_PIXELS
+
+        return RunOptions(
+            batch=self.batch,
+            streams=self.streams,
+            threads=self.threads,
+            workers=self.workers,
+            is_overlapped=not self.serial,
+            is_strict=self.strict,
+            max_pixels=DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels,
+            scaled_decode=self.scaled_decode,
+        )
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) from "WIDTHxHEIGHT".
+
+    Raises:
+        InputError: The text is not a size.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text.strip())
+    if match is None:
+        raise InputError(f"--size must be WIDTHxHEIGHT such as 640x480, got {text!r}")
+    return int(match[2]), int(match[1])
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names, one per line; blank lines are dropped.
+
+    Raises:
+        InputError: The file cannot be read, or is empty.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"--labels must be a text file in UTF-8, {path} is not: {exc}") from exc
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"--labels must name at least one class, {path} names none")
+    return names

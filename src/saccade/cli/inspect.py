@@ -1,0 +1,119 @@
+"""saccade inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from saccade.cli._options import ModelOptions
+
+
+def inspect(
+    model: Path,
+    /,
+    *,
+    how: ModelOptions | None = None,
+    batch: tuple[int, ...] = (1,),
+    toml: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Inputs, outputs, head and contract with reasons, cost, and which back ends can run a model.
+
+    Exit code 1 if the contract is not clear or no back end can run the model.
+
+    Args:
+        model: An ONNX file.
+        batch: Batch sizes for which peak activation memory is told.
+        toml: Print only the contract, as a TOML file to edit and use with --contract.
+        json: Print JSON.
+    """
+    from saccade.cli._show import print_json
+    from saccade.pipeline.inspection import inspect_model
+
+    how = how or ModelOptions()
+    found = inspect_model(model, **how.contract_keys(), batches=batch)
+    if toml:
+        return _print_toml(found)
+    if json:
+        print_json(found.as_dict())
+    else:
+        _print(found)
+    return 0 if found.contract is not None and found.is_supported else 1
+
+
+def _print_toml(found: Any) -> int:
+    from saccade.contracts import to_toml
+
+    if found.contract is None:
+        raise found.contract_error
+    print(to_toml(found.contract), end="")
+    return 0
+
+
+def _print(found: Any) -> None:
+    from saccade.cli._show import human_bytes, human_count, print_table
+
+    model, cost = found.model, found.costs[0]
+    print(f"{model.path}  (opset {model.opset}, sha256 {model.digest[:12]})\n")
+    rows = [("input", s.name, s.dtype, _shape(s.shape)) for s in model.inputs]
+    rows += [("output", s.name, s.dtype, _shape(s.shape)) for s in found.outputs]
+    print_table("", ("", "name", "dtype", "shape"), rows)
+    print()
+    if found.contract is None:
+        print(f"contract: not clear\n  {found.contract_error}\n")
+    else:
+        _print_contract(found.contract)
+    width_height = f"{found.size_hw[1]}x{found.size_hw[0]}"
+    rows = [
+        ("parameters", human_count(cost.num_parameters)),
+        (f"multiply-adds per picture at {width_height}", human_count(cost.multiply_adds)),
+        ("weights", human_bytes(cost.weight_bytes)),
+    ]
+    for one in found.costs:
+        peak = human_bytes(one.peak_activation_bytes)
+        rows.append((f"peak activations at batch {one.batch}", peak))
+    print_table("", ("cost", ""), rows)
+    print("  largest tensors alive at the peak: " + ", ".join(map(_tensor, cost.largest_tensors)))
+    for note in cost.notes:
+        print(f"  note: {note}")
+    counts = sorted(cost.num_operators.items(), key=lambda pair: -pair[1])
+    print("  operators: " + ", ".join(f"{name} {count}" for name, count in counts) + "\n")
+    rows = [(n, "yes" if a.ok else "no", a.reason) for n, a in found.support.items()]
+    print_table("", ("back end", "runs it", "version, or the reason"), rows)
+
+
+def _print_contract(contract: Any) -> None:
+    rule, head = contract.input, contract.head
+    size = f"{rule.size_hw[1]}x{rule.size_hw[0]}"
+    place = rule.resize if rule.resize == "stretch" else f"letterbox {rule.anchor}"
+    pad = "" if rule.resize == "stretch" else f", pad {rule.pad_value:g}"
+    classes = head.num_classes or "an unknown number of"
+    print(f"contract ({contract.source})")
+    print(
+        f"  in:   {rule.color.upper()} {size}, {place}{pad}, {rule.interpolation}, "
+        f"(x - {list(rule.mean)}) / {list(rule.std)}, {rule.dtype} {rule.layout.upper()}"
+    )
+    print(f"  head: {head.family}, {classes} classes, options {dict(head.options)}")
+    detect, evaluate = contract.detect, contract.evaluate
+    print(
+        f"  keep: score > {detect.score:g}, IoU {detect.iou:g}, at most {detect.max_detections}; "
+        f"for AP score > {evaluate.score:g}, IoU {evaluate.iou:g}"
+    )
+    if contract.labels:
+        more = f" and {len(contract.labels) - 8} more" if len(contract.labels) > 8 else ""
+        print(f"  labels: {', '.join(contract.labels[:8])}{more}")
+    for reason in contract.reasons:
+        print(f"  - {reason}")
+    print()
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _tensor(tensor: Any) -> str:
+    from saccade.cli._show import human_bytes
+
+    return f"{tensor.name} {_shape(tensor.shape)} {human_bytes(tensor.num_bytes)}"

@@ -1,0 +1,238 @@
+"""A loaded detector: a model, its contract and the engines that run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from saccade import backends, contracts
+from saccade.contracts.resolve import check_thresholds
+from saccade.errors import EngineError, InputError
+from saccade.graph.reading import read_model
+from saccade.graph.signature import signature_of
+from saccade.pipeline.sources import SourceItem, expand
+from saccade.pipeline.stages import Lane, Stages
+from saccade.profiler.machine import num_cores
+from saccade.types import (
+    Contract,
+    Detections,
+    Engine,
+    Fallback,
+    Model,
+    Plan,
+    Precision,
+    Slot,
+    Thresholds,
+)
+from saccade.vision.decode import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Detector", "load"]
+
+
+def load(
+    model: str | Path,
+    *,
+    preset: str | None = None,
+    contract: str | Path | None = None,
+    backend: str = "onnxruntime",
+    precision: Precision = "fp32",
+    size_hw: tuple[int, int] | None = None,
+    labels: Sequence[str] = (),
+) -> Detector:
+    """Load a detector.
+
+    Args:
+        model: An ONNX file.
+        preset: Name of a preset that says how pictures go in and outputs are read.
+        contract: Path of a TOML file that says so.
+        backend: The runtime, see `saccade doctor`.
+        precision: Arithmetic of the runtime; what it cannot do is an error.
+        size_hw: Height and width of the input, if the graph leaves them free.
+        labels: Class names, index 0 first, in place of those in the model.
+
+    Returns:
+        The detector. Call it on a picture, or give it to `saccade.run`.
+
+    Raises:
+        ModelError: The file cannot be read.
+        ContractError: How the model is fed or read is not clear.
+        BackendUnavailable: The runtime is not installed.
+        InputError: The call is wrong.
+    """
+    read = read_model(model)
+    signature = signature_of(read, size_hw)
+    if size_hw is not None and tuple(size_hw) != tuple(signature.size_hw):
+        raise InputError(
+            f"size must be {signature.size_hw[1]}x{signature.size_hw[0]}, to which "
+            f"{read.path.name} is fixed, got {size_hw[1]}x{size_hw[0]}; leave it out or export "
+            "the model with free height and width"
+        )
+    made = contracts.resolve(signature, preset=preset, contract=contract, labels=tuple(labels))
+    if made.input.size_hw != signature.size_hw:
+        signature = signature_of(read, made.input.size_hw)
+    resolved = dataclasses.replace(read, outputs=signature.outputs)
+    return Detector(resolved, made, backend=backend, precision=precision)
+
+
+class Detector:
+    """A model with its contract. Thread-safe; a context manager.
+
+    Engines are loaded when they are first used: one that gives a single picture all cores, for
+    calls, and one that gives each core its own picture, for `saccade.run`.
+
+    Attributes:
+        model: The network, with output shapes at the contract's input size.
+        contract: How pictures go in and outputs are read.
+        backend: Name of the runtime.
+        precision: Arithmetic of the runtime.
+    """
+
+    def __init__(
+        self, model: Model, contract: Contract, *, backend: str, precision: Precision
+    ) -> None:
+        self.model = model
+        self.contract = contract
+        self.backend = backend
+        self.precision: Precision = precision
+        self._runtime = backends.get(backend)
+        self._engines: dict[Plan, Engine] = {}
+        self._idle: list[tuple[Lane, Slot]] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def __call__(
+        self,
+        picture: str | Path | bytes | np.ndarray,
+        *,
+        score: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """Find objects in one picture.
+
+        Args:
+            picture: A path, the bytes of an encoded picture, or (h, w, 3) uint8 RGB.
+            score: Score threshold in place of the contract's.
+            iou: IoU threshold in place of the contract's.
+            max_detections: Most boxes in place of the contract's.
+
+        Raises:
+            PictureError: The picture cannot be used.
+            EngineError: The engine failed.
+        """
+        stages = self.stages(self.thresholds(score, iou, max_detections))
+        item = self._single(picture)
+        lane, slot = self._take(stages)
+        try:
+            source = stages.decode(lane, item)
+            placement = stages.prepare(lane, source, slot, 0)
+            outputs = stages.infer(lane, slot, 1)
+            return stages.suppress(lane, outputs, [placement])[0]
+        finally:
+            with self._lock:
+                self._idle.append((lane, slot))
+
+    def _single(self, picture: str | Path | bytes | np.ndarray) -> SourceItem:
+        if isinstance(picture, str | Path):
+            return SourceItem(0, str(picture), "path", Path(picture))
+        return next(iter(expand([picture])))
+
+    def _take(self, stages: Stages) -> tuple[Lane, Slot]:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        engine = self.engine(self.plan(threads=num_cores()))
+        return Lane(stages, time.thread_time), engine.open_slot(self.contract.input.size_hw)
+
+    def thresholds(
+        self,
+        score: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+    ) -> Thresholds:
+        """The contract's thresholds for looking at pictures, with changes."""
+        given = {"score": score, "iou": iou, "max_detections": max_detections}
+        changed = dataclasses.replace(
+            self.contract.detect, **{k: v for k, v in given.items() if v is not None}
+        )
+        check_thresholds(changed)
+        return changed
+
+    def stages(
+        self,
+        thresholds: Thresholds,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        scaled_decode: bool = False,
+    ) -> Stages:
+        """The stages of this detector's pipeline."""
+        return Stages(self.contract, thresholds, max_pixels, scaled_decode)
+
+    def plan(self, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> Plan:
+        """A plan with this detector's back end and precision. A graph that fixes the batch
+        decides it."""
+        fixed = [s.shape[0] for s in self.model.inputs if s.shape and isinstance(s.shape[0], int)]
+        return Plan(
+            self.backend,
+            self.precision,
+            batch=batch or (int(fixed[0]) if fixed else 1),
+            streams=streams,
+            threads=threads,
+        )
+
+    def engine(self, plan: Plan) -> Engine:
+        """The engine for a plan, loaded at the first call.
+
+        Raises:
+            BackendUnavailable: The runtime is not installed.
+            BuildError: The runtime refuses the model or the plan.
+            EngineError: The detector is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("this detector is closed; load the model again")
+            if plan not in self._engines:
+                self._engines[plan] = self._runtime.load(self.model, plan)
+            return self._engines[plan]
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """What runs otherwise than asked for, in the engines loaded so far."""
+        with self._lock:
+            return tuple(f for engine in self._engines.values() for f in engine.fallbacks)
+
+    def close(self) -> None:
+        """Release the engines. Further calls are errors; closing twice is not."""
+        with self._lock:
+            self._is_closed = True
+            self._idle.clear()
+            engines = list(self._engines.values())
+            self._engines.clear()
+        for engine in engines:
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        height, width = self.contract.input.size_hw
+        return (
+            f"Detector({self.model.path.name}, {self.contract.head.family} head, "
+            f"{width}x{height}, {self.backend} {self.precision})"
+        )

@@ -1,0 +1,220 @@
+"""Run a detector over many pictures, serially or overlapped."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from saccade.errors import InputError, PictureError
+from saccade.pipeline.overlap import Overlapped
+from saccade.pipeline.sources import SourceItem, expand
+from saccade.pipeline.stages import Lane, Stages, StageTimes
+from saccade.profiler.machine import num_cores
+from saccade.types import Placement, Result, Slot, Thresholds
+from saccade.vision.decode import DEFAULT_MAX_PIXELS
+from saccade.vision.place import single_threaded_cv2
+
+if TYPE_CHECKING:
+    from saccade.pipeline.detector import Detector
+
+__all__ = ["Run", "RunOptions", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a job is run. None means: as this machine suggests.
+
+    Attributes:
+        batch: Pictures per inference; default 1, or what the graph fixes.
+        streams: Inferences at the same time; default one per core.
+        threads: Threads inside one inference; default 1 when overlapped.
+        workers: Threads that decode, prepare and suppress; default one per core.
+        is_overlapped: False runs one stage of one picture after the other: the reference.
+        is_strict: True raises the first picture's error instead of reporting it in its place.
+        max_pixels: Larger pictures are refused before they are decoded.
+        scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. This
+            changes answers.
+    """
+
+    batch: int | None = None
+    streams: int | None = None
+    threads: int = 1
+    workers: int | None = None
+    is_overlapped: bool = True
+    is_strict: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    scaled_decode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "streams", "threads", "workers", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def run(
+    detector: Detector,
+    inputs: Any,
+    *,
+    thresholds: Thresholds | None = None,
+    options: RunOptions | None = None,
+    **more: Any,
+) -> Run:
+    """Find objects in many pictures.
+
+    Args:
+        detector: From `saccade.load`.
+        inputs: Files, folders, globs, lists, bytes or (h, w, 3) uint8 RGB arrays, alone or in a
+            sequence; or an iterator of SourceItem.
+        thresholds: In place of the contract's.
+        options: How to run; or give the fields of RunOptions by name.
+
+    Returns:
+        An iterator of Result in the order of the inputs: each has detections or an error. Its
+        threads end when it is exhausted, closed, or left as a context manager.
+
+    Raises:
+        InputError: The call is wrong. One bad picture is not: it is a Result with an error.
+    """
+    if options is None:
+        options = RunOptions(**more)
+    elif more:
+        raise InputError(f"give options or {', '.join(sorted(more))}, not both")
+    source = inputs if isinstance(inputs, Iterator) else iter(expand(inputs))
+    return Run(detector, source, thresholds or detector.contract.detect, options)
+
+
+class Run:
+    """A job under way: an iterator over results, and what the stages took so far."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        source: Iterator[SourceItem],
+        thresholds: Thresholds,
+        options: RunOptions,
+    ) -> None:
+        stages = detector.stages(
+            thresholds, max_pixels=options.max_pixels, scaled_decode=options.scaled_decode
+        )
+        cores = num_cores()
+        streams = (options.streams or cores) if options.is_overlapped else 1
+        self.plan = detector.plan(batch=options.batch, streams=streams, threads=options.threads)
+        engine = detector.engine(self.plan)
+        self.fallbacks = engine.fallbacks
+        size_hw = detector.contract.input.size_hw
+        self._is_strict = options.is_strict
+        self._is_closed = False
+        self._exit = contextlib.ExitStack()
+        self._exit.enter_context(single_threaded_cv2())
+        if options.is_overlapped:
+            workers = options.workers or cores
+            num_slots = max(streams, workers) if self.plan.batch == 1 else streams + 1
+            slots = [engine.open_slot(size_hw) for _ in range(num_slots)]
+            self._results: Overlapped | _Serial = Overlapped(
+                stages,
+                slots,
+                source,
+                batch=self.plan.batch,
+                streams=streams,
+                workers=workers,
+            )
+        else:
+            self._results = _Serial(stages, engine.open_slot(size_hw), source, self.plan.batch)
+
+    @property
+    def times(self) -> StageTimes:
+        """Seconds per stage, summed over the pictures; complete once the run has ended."""
+        return self._results.times
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def __next__(self) -> Result:
+        if self._is_closed:
+            raise StopIteration
+        try:
+            result = next(self._results)
+            if self._is_strict and result.error is not None:
+                raise result.error
+        except BaseException:
+            self.close()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Stop the job. Results that were not fetched are dropped."""
+        self._is_closed = True
+        self._results.close()
+        self._exit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_results"):
+            self.close()
+
+
+class _Serial:
+    """One stage of one picture after the other, in the caller's thread: the reference."""
+
+    def __init__(
+        self, stages: Stages, slot: Slot, source: Iterator[SourceItem], batch: int
+    ) -> None:
+        self._lane = Lane(stages, time.process_time)
+        self._stages = stages
+        self._results = self._work(slot, source, batch)
+        self.times: StageTimes = self._lane.times
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def __next__(self) -> Result:
+        return next(self._results)
+
+    def close(self) -> None:
+        self._results.close()
+
+    def _work(self, slot: Slot, source: Iterator[SourceItem], batch: int) -> Any:
+        outcomes: list[Result | SourceItem] = []
+        placements: list[Placement] = []
+        for item in source:
+            try:
+                picture = self._stages.decode(self._lane, item)
+            except PictureError as exc:
+                outcomes.append(Result(item.index, item.name, error=exc))
+                if not placements:
+                    yield outcomes.pop()
+                continue
+            placements.append(self._stages.prepare(self._lane, picture, slot, len(placements)))
+            outcomes.append(item)
+            if len(placements) == batch:
+                yield from self._finish(slot, outcomes, placements)
+                outcomes, placements = [], []
+        if outcomes:
+            yield from self._finish(slot, outcomes, placements)
+
+    def _finish(
+        self, slot: Slot, outcomes: list[Result | SourceItem], placements: list[Placement]
+    ) -> Iterator[Result]:
+        outputs = self._stages.infer(self._lane, slot, len(placements))
+        found = iter(self._stages.suppress(self._lane, outputs, placements))
+        places = iter(placements)
+        for outcome in outcomes:
+            if isinstance(outcome, Result):
+                yield outcome
+            else:
+                yield Result(outcome.index, outcome.name, next(places).source_wh, next(found))
