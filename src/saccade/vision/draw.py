@@ -53,7 +53,7 @@ def draw(picture_rgb: np.ndarray, detections: Detections, labels: Sequence[str] 
         index = int(detections.classes[k])
         color = color_of(index)
         x1, y1, x2, y2 = (round(float(v)) for v in detections.boxes_xyxy[k])
-        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, line)
         if detections.keypoints_xy is not None:
             _draw_points(canvas, detections.keypoints_xy[k], color, line)
         name = labels[index] if 0 <= index < len(labels) else str(index)

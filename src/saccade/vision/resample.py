@@ -44,7 +44,8 @@ def resample_reference(
 
 def _weights(old: int, new: int, interpolation: Interpolation, is_area: bool) -> np.ndarray:
     """(new, old): how much each old sample gives to each new one."""
-    scale = old / new
+    # Rounded twice like OpenCV's, which decides where i * scale falls on a whole number.
+    scale = 1 / (new / old)
     weights = np.zeros((new, old))
     for i in range(new):
         if interpolation == "nearest":
