@@ -165,12 +165,23 @@ class Journal:
         self.num_errors += record.error is not None
 
     def records(self, fields: type[Fields], /) -> Iterator[Fields]:
-        """Read the lines from the start: Record, or a Struct of some of its fields."""
+        """Read the lines from the start: Record, or a Struct of some of its fields.
+
+        Raises:
+            SinkError: A line was damaged after it was written.
+        """
         decode = msgspec.json.Decoder(fields).decode
         with open(self.path, "rb") as stream:
             stream.readline()
-            for line in stream:
-                yield decode(line)
+            for i, line in enumerate(stream):
+                try:
+                    record = decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                    raise SinkError(
+                        f"{self.path} must be as it was written; picture {i} is damaged ({exc}): "
+                        "--resume does the pictures from there on again"
+                    ) from exc
+                yield record
 
     def close(self) -> None:
         """Make the journal safe against a power cut and let go of it; it stays for later.
