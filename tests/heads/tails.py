@@ -22,6 +22,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from saccade.graph.reading import read_model
+from saccade.graph.signature import signature_of
 from saccade.types import Candidates, Head, HeadRule, Signature, TensorSpec, Thresholds
 
 SIZE_HW = (64, 96)
@@ -224,11 +226,13 @@ def detr(
 ) -> onnx.ModelProto:
     g, stride, depth = Graph(), 16, 8
     h, w = g.cells(stride)
-    memory = g.op("Transpose", g.reshape(g.conv(depth, stride), 0, depth, h * w), perm=[0, 2, 1])
+    memory = g.op(
+        "Transpose", g.reshape(g.conv(depth, stride, spread=1.0), 0, depth, h * w), perm=[0, 2, 1]
+    )
     queries = g.op("MatMul", g.const(g.rng.normal(0, 0.3, (num_queries, h * w))), memory)
 
     def linear(num: int) -> str:
-        product = g.op("MatMul", queries, g.const(g.rng.normal(0, 1, (depth, num))))
+        product = g.op("MatMul", queries, g.const(g.rng.normal(0, 0.3, (depth, num))))
         return g.op("Add", product, g.const(g.rng.normal(-1, 1, num)))
 
     logits, boxes = linear(width), g.op("Sigmoid", linear(4))
@@ -370,9 +374,7 @@ def check_recognises_shared(head: Head, shared) -> None:
     paths = sorted((shared / "models").glob("*.onnx"))
     assert {p.stem for p in paths} >= set(SHARED)
     for path in paths:
-        model = onnx.load(path)
-        size_hw = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
-        found = head.recognise(sign(model, size_hw))
+        found = head.recognise(signature_of(read_model(path)))
         assert (found is not None) == (SHARED.get(path.stem) == head.family), path.stem
 
 
@@ -461,3 +463,33 @@ def plain_rows(rows, num_classes: int, score: float, *, objectness: bool, multi_
         chosen = range(num_classes) if multi_label else [int(scores.argmax())]
         picked += [(i, j, scores[j]) for j in chosen if scores[j] > score]
     return picked
+
+
+def run_shared(path, *, color: str, resize: str, mean=0.0, std=1.0, **feeds: np.ndarray):
+    """Run a real model on one real picture; returns outputs and the input's height and width.
+
+    Pictures are prepared plainly with Pillow: the outputs are only compared with each other.
+    """
+    from PIL import Image
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
+    h, w = shape[2:]
+    picture = Image.open(path.parents[1] / "images" / "people_group_1200x800.jpeg").convert("RGB")
+    canvas = Image.new("RGB", (w, h), (114, 114, 114))
+    if resize == "stretch":
+        canvas = picture.resize((w, h))
+    else:
+        scale = min(w / picture.width, h / picture.height)
+        small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        corner = (
+            (0, 0) if resize == "top_left" else ((w - small.width) // 2, (h - small.height) // 2)
+        )
+        canvas.paste(small, corner)
+    pixels = np.asarray(canvas, np.float32)
+    pixels = pixels[..., ::-1] if color == "bgr" else pixels
+    x = ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
+    outputs = session.run(None, {name: np.ascontiguousarray(x), **feeds})
+    return dict(zip([o.name for o in session.get_outputs()], outputs, strict=True)), (h, w)
