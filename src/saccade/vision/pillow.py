@@ -63,9 +63,6 @@ def decode(
 
 
 def _unpack(opened: Image.Image, data: Any, kind: str) -> tuple[np.ndarray, int]:
-    orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
-    if orientation not in range(1, 9):
-        orientation = 1
     if kind == "TIFF":
         bits = opened.tag_v2.get(_BITS_PER_SAMPLE_TAG, (1,))
         if tuple(bits)[:3] == (16, 16, 16):
@@ -75,6 +72,11 @@ def _unpack(opened: Image.Image, data: Any, kind: str) -> tuple[np.ndarray, int]
             f"samples must be 8 or 16 bits deep, this {kind} has mode {opened.mode!r} "
             "(32 bits); convert it to 16 bits"
         )
+    opened.load()
+    # Asked for after loading: Pillow turns a TIFF by itself then, and forgets the tag.
+    orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
+    if orientation not in range(1, 9):
+        orientation = 1
     if opened.mode in _DEPTH_16:
         return np.asarray(opened).astype(np.uint16), orientation
     frame = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
@@ -83,11 +85,12 @@ def _unpack(opened: Image.Image, data: Any, kind: str) -> tuple[np.ndarray, int]
 
 def _unpack_rgb16(data: Any) -> np.ndarray:
     """Pillow would cut the samples to 8 bits. OpenCV applies the orientation itself."""
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
         raise PictureError("a 16-bit TIFF must be intact, this one does not unpack; export it anew")
-    return np.asarray(picture)
+    # IMREAD_COLOR_RGB is not heeded for this kind of file in OpenCV 5.0.
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 
 def _webp_wh(data: Any) -> tuple[int, int]:

@@ -83,8 +83,9 @@ def _overlap_taps(i: int, scale: float, old: int) -> list[tuple[int, float]]:
 
 def _enlarging_area_taps(i: int, scale: float) -> list[tuple[int, float]]:
     left = int(np.floor(i * scale))
-    part = (i + 1) - (left + 1) / scale
-    part = 0.0 if part <= 0 else part - np.floor(part)
+    # In single precision, as in OpenCV: a part just below 1 becomes 0.
+    part = float(np.float32((i + 1) - (left + 1) / scale))
+    part = 0.0 if part <= 0 else part - int(part)
     return [(left, 1 - part), (left + 1, part)]
 
 
