@@ -81,6 +81,8 @@ def test_mixed_rows_find_their_pictures():
             [-1, 0, 0, 0, 0, 0, 0.9],
             [np.nan, 0, 0, 0, 0, 0, 0.9],
             [0, 0, 0, 0, 0, 1, np.nan],
+            [0, 0, 0, 0, 0, np.nan, 0.9],
+            [0, 0, 0, 0, 0, np.inf, 0.9],
         ],
         np.float32,
     )
@@ -147,6 +149,9 @@ def test_wrong_rules_say_what_to_do():
     outputs = {"o": np.zeros((1, 4, 6), np.float32)}
     with pytest.raises(ContractError, match="must be one of num_dets, dets_labels, nms6, nms7"):
         HEAD.decode(outputs, HeadRule("final", {"rows": "o"}, 0), (8, 8), LOW)
+    rule = HeadRule("final", {"boxes": "o"}, 0, {"layout": "nms6"})
+    with pytest.raises(ContractError, match="needs an output for 'rows' among o"):
+        HEAD.decode(outputs, rule, (8, 8), LOW)
     rule = HeadRule("final", {"dets": "o", "labels": "o"}, 0, {"layout": "dets_labels"})
     with pytest.raises(ContractError, match="must have 5 values per box"):
         HEAD.decode(outputs, rule, (8, 8), LOW)

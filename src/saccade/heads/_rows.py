@@ -160,11 +160,13 @@ def strides_of(
     return next((s for s in known if num_cells(size_hw, s) == num_rows), None)
 
 
-def read(outputs: Mapping[str, np.ndarray], rule: HeadRule, role: str, ndim: int) -> np.ndarray:
+def read(
+    outputs: Mapping[str, np.ndarray], rule: HeadRule, role: str, ndim: int | None
+) -> np.ndarray:
     """Return the output that plays a role.
 
     Raises:
-        ContractError: The rule names no such output, or its number of axes is not ndim.
+        ContractError: The rule names no such output, or its number of axes is not ndim (if given).
     """
     name = rule.outputs.get(role, "")
     if name not in outputs:
@@ -173,7 +175,7 @@ def read(outputs: Mapping[str, np.ndarray], rule: HeadRule, role: str, ndim: int
             f"the contract names {name!r}; correct head.outputs in the contract"
         )
     array = outputs[name]
-    if array.ndim != ndim:
+    if ndim is not None and array.ndim != ndim:
         raise ContractError(
             f"output {name!r} of head {rule.family!r} must have {ndim} axes, its shape is "
             f"{array.shape}; choose another head family in the contract"

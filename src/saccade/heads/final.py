@@ -85,7 +85,8 @@ def _keep(
 ) -> Candidates:
     """Make candidates of the slots in use: above the threshold, with a class."""
     rows = _rows.above(scores, threshold)
-    rows = rows[classes[rows] >= 0]
+    chosen = classes[rows]
+    rows = rows[(chosen >= 0) & (chosen < np.inf)]
     return _rows.candidates(boxes[rows], classes[rows], scores[rows], is_final=True)
 
 
@@ -105,7 +106,7 @@ def _decode_num_dets(
     boxes = _check_width(rule, "boxes", _rows.read(outputs, rule, "boxes", 3), 4)
     scores = _rows.read(outputs, rule, "scores", 2)
     classes = _rows.read(outputs, rule, "classes", 2)
-    counts = outputs[rule.outputs["count"]].reshape(-1)
+    counts = _rows.read(outputs, rule, "count", None).reshape(-1)  # (b, 1) or (b,)
     return [
         _keep(boxes[i, :count], classes[i, :count], scores[i, :count], thresholds.score)
         for i, count in enumerate(np.maximum(counts, 0).tolist())
