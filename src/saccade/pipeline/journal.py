@@ -138,7 +138,7 @@ class Journal:
         if not self.num_left:
             return False
         key = _key(_text(name))
-        at = int(np.searchsorted(self._keys, key))
+        at = int(np.searchsorted(self._keys, np.uint64(key)))  # an int would copy all keys
         if at == len(self._keys) or self._keys[at] != key or not self._counts[at]:
             return False
         self._counts[at] -= 1
