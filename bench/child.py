@@ -59,9 +59,11 @@ class Child:
     """
 
     def __init__(self, name: str, module: str, case_name: str) -> None:
-        python = python_of(importlib.import_module(module).VENV)
+        contender = importlib.import_module(module)
+        python = python_of(contender.VENV)
         WORK.mkdir(exist_ok=True)
         self.name = name
+        self._may_hold = getattr(contender, "HOLD", True)
         self._log = (WORK / f"{name}.log").open("w")
         self._process = subprocess.Popen(
             [python, "-m", "bench.worker", module, case_name],
@@ -129,8 +131,13 @@ class Child:
         return total
 
     def hold(self) -> None:
-        """Stop the whole tree where it stands: no spinning pool may take a core from a rival."""
-        self._signal(signal.SIGSTOP)
+        """Stop the whole tree where it stands: no spinning pool may take a core from a rival.
+
+        A contender with HOLD = False only idles; what that costs shows in "other_cpu_s" of the
+        others' rounds.
+        """
+        if self._may_hold:
+            self._signal(signal.SIGSTOP)
 
     def release(self) -> None:
         """Let a held tree go on."""

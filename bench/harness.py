@@ -223,8 +223,7 @@ def time_one(child: Child, paths: list[str], num_boxes: int) -> dict[str, Any]:
         raise ContenderError(f"{result['num_pictures']} answers for {len(paths)} pictures")
     if abs(result["num_boxes"] - num_boxes) > MAX_BOX_DRIFT * num_boxes:
         raise ContenderError(f"{result['num_boxes']} boxes, {num_boxes} when it was checked")
-    counted = result["num_pictures"] - result.get("first_pictures", 0)
-    rate = counted / (result["wall_s"] - result.get("first_s", 0.0))
+    rate = len(paths) / (result["wall_s"] - result.get("start_up_s", 0.0))
     return {
         **result,
         "rate": rate,

@@ -69,8 +69,8 @@ def obey(contender: Any, state: Any, order: dict[str, Any]) -> dict[str, Any]:
         "num_pictures": len(answers),
         "num_boxes": sum(len(scores) for _, _, scores, _ in answers),
     }
-    if isinstance(state, dict) and state.get("first_s") is not None:
-        result |= {"first_s": state["first_s"], "first_pictures": state["first_pictures"]}
+    if isinstance(state, dict) and "start_up_s" in state:
+        result["start_up_s"] = state["start_up_s"]
     return result
 
 

@@ -8,9 +8,15 @@ A contender has
     VENV        name of the virtual environment it needs (see peers.sh), or None for saccade's own
     CHECK       "agreement" with the reference, or "ap" where its arithmetic or its pictures differ
     setup(case) -> state
-    run(state, paths) -> [(path, boxes_xyxy, scores, classes), ...] in the order of paths
+    run(state, paths) -> [(path, boxes_xyxy, scores, classes), ...], one for each path
     versions()  -> {package: version}
 
-and may have `close(state)`. Heavy imports stand inside the functions, so that the harness can read
-the labels of all files without them.
+and may have
+
+    close(state)
+    HOLD        False if it must not be stopped while others are timed
+
+Answers may come in another order than the paths. If the state is a dict, `run` may leave in it
+"start_up_s", the part of its time that is not counted, and must then say so in NOTE. Heavy imports
+stand inside the functions, so that the harness can read the labels of all files without them.
 """
