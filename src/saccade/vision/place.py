@@ -274,14 +274,14 @@ def _pad_around(
 ) -> None:
     """Fill (h, w) outside of a rectangle with one value or with the columns of a row (w,)."""
     (top, bottom), (left, right) = top_bottom, left_right
-    if pad.ndim == 0:
-        pad = np.broadcast_to(pad, rows.shape[1:])
+    # A single value is written faster than a row of equal ones.
+    before, after = (pad, pad) if pad.ndim == 0 else (pad[:left], pad[right:])
     rows[:top] = pad
     rows[bottom:] = pad
     if left:
-        rows[top:bottom, :left] = pad[:left]
+        rows[top:bottom, :left] = before
     if right < rows.shape[1]:
-        rows[top:bottom, right:] = pad[right:]
+        rows[top:bottom, right:] = after
 
 
 def _look_up(values: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
