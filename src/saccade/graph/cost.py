@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ CONVOLUTIONS = frozenset(("Conv", "ConvInteger", "FusedConv", "QLinearConv"))
 KERNEL_INPUT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 PRODUCTS = frozenset(("FusedMatMul", "MatMul", "MatMulInteger", "QLinearMatMul"))
 GEMMS = frozenset(("FusedGemm", "Gemm", "QGemm"))
+WEIGHT_READERS = frozenset(
+    {"BatchNormalization", "ConvTranspose", "DequantizeLinear"} | CONVOLUTIONS | PRODUCTS | GEMMS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Cost:
     Attributes:
         size_hw: Height and width of the input in pixels.
         batch: Pictures per inference.
-        num_parameters: Elements of all weights (initializers), bodies included.
+        num_parameters: Elements of all weights, bodies included: initializers, and Constant nodes
+            that a convolution, product, normalisation or DequantizeLinear reads.
         multiply_adds: Multiplications with addition per picture, of convolutions and matrix
             products; element-wise operators, pooling and resizing are not counted.
         multiply_adds_by_type: The same per operator type, most first.
@@ -90,8 +94,8 @@ def cost_of(model: Model, size_hw: tuple[int, int] | None = None, batch: int = 1
     feeds = feed_shapes(model, size_hw, batch)
     shapes = infer_shapes(proto, feeds, model_path=model.path)
     order = runnable_order(proto.graph)
-    constants = _constants(proto.graph, order, shapes.constants)
     nodes = _all_nodes(order)
+    constants = _constants(proto.graph, nodes, shapes.constants)
     macs, notes = _multiply_adds(nodes, shapes.tensors)
     free = [node for node in nodes if constants.isdisjoint(node.input)]
     peak = peak_of(proto.graph, order, shapes.tensors, constants)
@@ -100,7 +104,7 @@ def cost_of(model: Model, size_hw: tuple[int, int] | None = None, batch: int = 1
     return Cost(
         size_hw=size_hw,
         batch=batch,
-        num_parameters=_num_parameters(proto.graph),
+        num_parameters=_num_parameters(proto.graph, nodes),
         multiply_adds=sum(macs.values()) // batch,
         multiply_adds_by_type={name: count // batch for name, count in macs.most_common()},
         weightless_multiply_adds=sum(_multiply_adds(free, shapes.tensors)[0].values()) // batch,
@@ -139,12 +143,11 @@ def _all_nodes(order: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def _constants(
-    graph: onnx.GraphProto, order: list[onnx.NodeProto], folded: Collection[str]
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], folded: Collection[str]
 ) -> frozenset[str]:
-    """Names of weights and of everything that follows from them alone."""
-    names = set(folded) | {tensor.name for tensor in graph.initializer}
-    names |= {sparse.values.name for sparse in graph.sparse_initializer}
-    for node in order:
+    """Names of weights and of everything that follows from them alone, bodies included."""
+    names = set(folded) | {tensor.name for tensor in _weights(graph, nodes)}
+    for node in nodes:
         is_random = node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
         has_body = any(True for _ in subgraphs(node))
         if not is_random and not has_body and all(name in names for name in node.input if name):
@@ -152,24 +155,32 @@ def _constants(
     return frozenset(names)
 
 
-def _num_parameters(graph: onnx.GraphProto) -> int:
-    total: int = sum(math.prod(tensor.dims) for tensor in graph.initializer)
-    total += sum(math.prod(sparse.values.dims) for sparse in graph.sparse_initializer)
-    for node in graph.node:
-        total += sum(_num_parameters(body) for body in subgraphs(node))
+def _weights(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Initializers of the graph and of all bodies."""
+    bodies = [body for node in nodes for body in subgraphs(node)]
+    for holder in (graph, *bodies):
+        yield from holder.initializer
+        yield from (sparse.values for sparse in holder.sparse_initializer)
+
+
+def _constant_nodes(nodes: list[onnx.NodeProto]) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """What Constant nodes make, and the tensor stored in each."""
+    for node in nodes:
+        if node.op_type == "Constant" and node.output:
+            yield from ((node.output[0], attr.t) for attr in node.attribute if attr.HasField("t"))
+
+
+def _num_parameters(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> int:
+    read = {name for node in nodes if node.op_type in WEIGHT_READERS for name in node.input}
+    total: int = sum(math.prod(tensor.dims) for tensor in _weights(graph, nodes))
+    stored = (tensor for name, tensor in _constant_nodes(nodes) if name in read)
+    total += sum(math.prod(tensor.dims) for tensor in stored)
     return total
 
 
 def _weight_bytes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> int:
-    stored = list(graph.initializer)
-    for sparse in graph.sparse_initializer:
-        stored += [sparse.values, sparse.indices]
-    for node in nodes:
-        for body in subgraphs(node):
-            stored += body.initializer
-        if node.op_type == "Constant":
-            stored += [attr.t for attr in node.attribute if attr.HasField("t")]
-    return sum(num_bytes_of(tensor) for tensor in stored)
+    stored = [tensor for _, tensor in _constant_nodes(nodes)]
+    return sum(num_bytes_of(tensor) for tensor in (*_weights(graph, nodes), *stored))
 
 
 def _multiply_adds(

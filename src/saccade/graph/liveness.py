@@ -141,16 +141,7 @@ def _bodies(
     node: onnx.NodeProto, shapes: Mapping[str, TensorShape], constants: Collection[str]
 ) -> tuple[Peak, ...]:
     """Peaks of a node's bodies; of the branches of an If, only the larger one runs."""
-    peaks = [
-        peak_of(body, list(body.node), shapes, _constants_of(body, constants))
-        for body in subgraphs(node)
-    ]
+    peaks = [peak_of(body, list(body.node), shapes, constants) for body in subgraphs(node)]
     if node.op_type == "If":
         peaks = sorted(peaks, key=lambda peak: peak.num_bytes)[-1:]
     return tuple(peaks)
-
-
-def _constants_of(body: onnx.GraphProto, outer: Collection[str]) -> frozenset[str]:
-    own = {tensor.name for tensor in body.initializer}
-    own |= {name for node in body.node if node.op_type == "Constant" for name in node.output}
-    return frozenset(own | set(outer))

@@ -181,16 +181,18 @@ def _check_versions(proto: onnx.ModelProto) -> None:
 
 def _check_text(message: Message) -> None:
     """Check that every string is text: Protocol Buffers hands out bytes where it is not UTF-8."""
+    from google.protobuf.message import Message
+
+    inner: list[Message] = []
     if message.DESCRIPTOR.name == "TensorProto":
         strings = [
             message.name,
             *(text for e in message.external_data for text in (e.key, e.value)),
         ]
-        inner = []
     else:
-        strings, inner = [], []
+        strings = []
         for field, value in message.ListFields():
-            values = value if field.is_repeated else [value]
+            values = [value] if isinstance(value, (str, bytes, Message)) else value
             if field.type == field.TYPE_STRING:
                 strings += values
             elif field.type == field.TYPE_MESSAGE:
@@ -212,7 +214,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 def _parse(path: Path) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     content = _content(path)
     for head, what in KNOWN_HEADS:

@@ -85,7 +85,6 @@ def infer_shapes(
     skeleton = _skeleton(proto, feeds, model_path)
     known = _known_values(skeleton)
     shapes: dict[str, TensorShape] = {}
-    complaint = ""
     for _ in range(MAX_ROUNDS):
         inferred, complaint = _infer(skeleton)
         shapes.update(_collect(inferred.graph))
@@ -94,6 +93,10 @@ def infer_shapes(
             break
         _replace(skeleton, found)
         known.update(found)
+    made = [name for node in skeleton.graph.node for name in node.output if name]
+    if not complaint and any(name not in shapes for name in made):
+        # The lenient inference above steps over contradictions in silence; the strict one tells.
+        _, complaint = _infer(skeleton, is_strict=True)
     for name, value in known.items():
         shapes.setdefault(name, TensorShape(_elem_type(value), value.shape))
     return Shapes(shapes, frozenset(known), complaint)
@@ -109,11 +112,13 @@ def declared_outputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return list(inferred.graph.output)
 
 
-def _infer(skeleton: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+def _infer(skeleton: onnx.ModelProto, *, is_strict: bool = False) -> tuple[onnx.ModelProto, str]:
     import onnx
 
     try:
-        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True), ""
+        return onnx.shape_inference.infer_shapes(
+            skeleton, data_prop=True, strict_mode=is_strict
+        ), ""
     except (
         onnx.shape_inference.InferenceError,
         onnx.checker.ValidationError,
@@ -225,6 +230,8 @@ def _collect(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorShape]]:
                 for dim in tensor_type.shape.dim
             )
             yield value.name, TensorShape(tensor_type.elem_type, sizes)
+    for tensor in graph.initializer:
+        yield tensor.name, TensorShape(tensor.data_type, tuple(tensor.dims))
     for node in graph.node:
         for body in subgraphs(node):
             yield from _collect(body)
