@@ -108,6 +108,19 @@ def test_ties_are_cut_in_order():
     assert found.classes.tolist() == [2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("score", [1e-6, 0.001, 0.3, 0.5, 0.999])
+def test_a_threshold_is_exact(score):
+    logits = np.linspace(-0.05, 0.05, 1001)[:, None] + np.log(score / (1 - score))
+    logits = logits[None].astype(np.float32)
+    outputs = {"l": logits, "b": np.full((1, 1001, 4), 0.5, np.float32)}
+    options = {"layout": "raw", "activation": "sigmoid", "no_object": False}
+    rule = HeadRule("detr", {"logits": "l", "boxes": "b"}, 1, options)
+    (found,) = HEAD.decode(outputs, rule, (8, 8), Thresholds(score=score))
+    scores = 1 / (1 + np.exp(-logits[0, :, 0]))
+    assert len(found.scores) == (scores > score).sum()
+    assert 495 < len(found.scores) < 506
+
+
 def test_extreme_logits_and_broken_queries():
     logits = np.array([[[-1e30, 1e30], [np.nan, 5], [-np.inf, np.inf], [0, 1]]], np.float32)
     outputs = {"l": logits, "b": np.full((1, 4, 4), 0.5, np.float32)}

@@ -47,6 +47,7 @@ def test_pick_equals_a_plain_loop(rng, multi_label, dtype, columns_first, score)
     scores[rng.random(scores.shape) < 0.1] = 0
     scores[3, 2], scores[4, 0], scores[5] = NAN, -NAN, NAN
     scores[6, 1] = -0.0
+    scores[10] = [-2, -0.5, -3, -2, -2, -2, -2]
     scores[7] = 0.9  # a tie: the first class
     scores[8] = np.nextafter(np.float32(0.5), np.float32(1))
     scores = scores.astype(dtype)
