@@ -9,6 +9,7 @@ import pytest
 
 from heads import tails_b as tails
 from saccade import heads
+from saccade.types import Thresholds
 
 SIZE = (96, 128)
 FAMILIES = ("damo_yolo", "fastestdet", "nanodet", "ssd", "yunet")
@@ -67,6 +68,26 @@ def test_a_real_model_belongs_to_at_most_one_of_these(shared, name):
     signature = tails.signature(shared / "models" / f"{name}.onnx")
     found = [n for n in FAMILIES if heads.get(n).recognise(signature) is not None]
     assert found == ([REAL[name]] if REAL[name] else [])
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", ["nanodet", "nanodet-plus", "fastestdet", "ssd300", "yunet"])
+def test_garbage_gives_no_warning_and_no_garbage(tmp_path, rng, name, dtype, garbage):
+    path = BUILDERS[name][0](tmp_path / "tail.onnx")
+    signature = tails.signature(path)
+    head = heads.get(BUILDERS[name][1])
+    outputs = tails.run(path, tails.images(signature.size_hw, 2))
+    for output, array in outputs.items():
+        outputs[output] = np.where(rng.random(array.shape) < 0.05, garbage, array).astype(dtype)
+    for multi_label in (False, True):
+        thresholds = Thresholds(score=0.3, multi_label=multi_label)
+        for got in head.decode(
+            outputs, head.recognise(signature).head, signature.size_hw, thresholds
+        ):
+            assert len(got.scores) > 0
+            assert np.isfinite(got.boxes_xyxy).all()
+            assert not np.isnan(got.scores).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -128,3 +128,27 @@ def test_real_model(shared, picture):
     best = got.scores.argmax()
     x1, y1, x2, y2 = got.boxes_xyxy[best]
     assert ((got.keypoints_xy[best] > [x1, y1]) & (got.keypoints_xy[best] < [x2, y2])).all()
+
+
+@pytest.mark.shared
+def test_real_model_agrees_with_opencv(shared):
+    """OpenCV has its own reader of these outputs; its faces must be among our candidates."""
+    import cv2
+
+    path, size_hw = shared / "models" / "yunet_n_320.onnx", (320, 320)
+    recognition = HEAD.recognise(tails.signature(path))
+    pixels = tails.real_input(shared, "people_group_1200x800.jpeg", size_hw)[..., ::-1]
+    pixels = np.ascontiguousarray(pixels)
+    _, faces = cv2.FaceDetectorYN.create(str(path), "", size_hw[::-1], 0.6, 0.3).detect(pixels)
+    outputs = tails.run(path, tails.as_batch(pixels, (0, 0, 0), (1, 1, 1)))
+    (got,) = HEAD.decode(outputs, recognition.head, size_hw, recognition.detect)
+    assert len(faces) >= 5
+    for face in faces:
+        corners = np.concatenate([face[:2], face[:2] + face[2:4]])
+        far = np.abs(got.boxes_xyxy - corners).max(axis=1)
+        nearest = int(far.argmin())
+        assert far[nearest] < 0.5
+        assert got.scores[nearest] == pytest.approx(face[14], abs=1e-3)
+        np.testing.assert_allclose(
+            got.keypoints_xy[nearest], face[4:14].reshape(5, 2), atol=0.5, rtol=0
+        )

@@ -58,7 +58,7 @@ class DamoYolo:
             head=HeadRule(self.family, roles, num_classes, {"strides": list(_STRIDES)}),
             input=_INPUT if is_damo else None,
             detect=Thresholds(score=0.6, iou=0.7),
-            evaluate=Thresholds(score=0.05, iou=0.7),
+            evaluate=Thresholds(score=0.05, iou=0.7, multi_label=True),
             seen=(
                 f"two outputs with a row for each of the {num} cells of the strides 8, 16 and "
                 f"32: {num_classes} class scores (a sigmoid is in the graph, no background "

@@ -51,7 +51,7 @@ class FastestDet:
             head=HeadRule(self.family, {"map": output.name}, num_classes, {"stride": _STRIDE}),
             input=_INPUT,
             detect=Thresholds(score=0.4, iou=0.45),
-            evaluate=Thresholds(score=0.01, iou=0.45),
+            evaluate=Thresholds(score=0.01, iou=0.45, multi_label=True),
             seen=(
                 f"one output, a map of {rows} x {cols} cells of {_STRIDE} pixels with {channels} "
                 f"values per cell: 1 objectness (a sigmoid is in the graph), 4 for the box and "
@@ -87,6 +87,8 @@ class FastestDet:
         return [_read_picture(values, (rows, cols), size_hw, thresholds) for values in cells]
 
 
+# Infinite outputs become NaN here, and NaN is dropped later; nobody needs a warning.
+@np.errstate(invalid="ignore")
 def _read_picture(
     values: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int], thresholds: Thresholds
 ) -> Candidates:

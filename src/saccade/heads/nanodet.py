@@ -40,7 +40,7 @@ _INPUT = {
     "std": (57.375, 57.12, 58.395),
 }
 _DETECT = Thresholds(score=0.35, iou=0.6)
-_EVALUATE = Thresholds(score=0.01, iou=0.6)
+_EVALUATE = Thresholds(score=0.01, iou=0.6, multi_label=True)
 _ASSUMED_INPUT = (
     "pictures are stretched to the input size, in the channel order blue, green, red, minus "
     "(103.53, 116.28, 123.675), divided by (57.375, 57.12, 58.395): what NanoDet's public "
@@ -134,6 +134,8 @@ def _read_picture(
     return candidates(_boxes(grid, rows, distances), classes, scores)
 
 
+# Infinite outputs become NaN here, and NaN is dropped later; nobody needs a warning.
+@np.errstate(invalid="ignore")
 def _expected(logits: np.ndarray) -> np.ndarray:
     """Mean (k, 4) float32 of 0 .. reg_max under the softmax of logits (k, 4, reg_max + 1)."""
     logits = logits.astype(np.float32, copy=False)

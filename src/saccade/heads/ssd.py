@@ -212,6 +212,8 @@ def _check(
         )
 
 
+# Infinite outputs become NaN here, and NaN is dropped later; nobody needs a warning.
+@np.errstate(invalid="ignore")
 def _pick(
     columns: np.ndarray, rule: HeadRule, thresholds: Thresholds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,6 +244,7 @@ def _hopeful(columns: np.ndarray, first: int, score: float) -> np.ndarray:
     return np.flatnonzero(lead > math.log(score / (1 - score)) - 1e-3)
 
 
+@np.errstate(invalid="ignore")
 def _decode(encoded: np.ndarray, priors: np.ndarray, variances: Iterable[float]) -> np.ndarray:
     """Corners (k, 4) of the encoded offsets (k, 4) from priors (k, 4) in centre form."""
     of_centre, of_size = variances
@@ -303,7 +306,7 @@ def _recognise_decoded(
         head=rule,
         input=None,
         detect=Thresholds(score=0.5, iou=0.45),
-        evaluate=Thresholds(score=0.01, iou=0.45),
+        evaluate=Thresholds(score=0.01, iou=0.45, multi_label=True),
         seen=(seen,),
         assumed=("column 0 is the background; boxes are corners from 0 to 1", _NO_INPUT),
     )
@@ -346,7 +349,7 @@ def _recognise_ssd300(
         head=rule,
         input=None,
         detect=Thresholds(score=0.5, iou=0.45),
-        evaluate=Thresholds(score=0.01, iou=0.45),
+        evaluate=Thresholds(score=0.01, iou=0.45, multi_label=True),
         seen=(
             f"two outputs with 8732 rows at 300 x 300 pixels, the number of SSD300's priors: "
             f"{columns} class {'probabilities' if has_softmax else 'logits'} and 4 raw values "

@@ -8,8 +8,9 @@ cell at (i * stride, j * stride):
     centre = box[0:2] * stride + corner        size = exp(box[2:4]) * stride
     key point = kps * stride + corner
 
-Source: github.com/ShiqiYu/libfacedetection.train, mmdet/models/dense_heads/yunet_head.py, and
-OpenCV's FaceDetectorYN (modules/objdetect/src/face_detect.cpp), which reads the same outputs.
+Source: github.com/ShiqiYu/libfacedetection.train, mmdet/models/dense_heads/yunet_head.py (head)
+and configs/yunet_n.py (pictures, thresholds for AP); OpenCV's FaceDetectorYN reads the same
+outputs (modules/objdetect/src/face_detect.cpp; thresholds for looking).
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class YuNet:
             head=HeadRule(self.family, roles, 1, {"strides": list(_STRIDES)}),
             input=_INPUT,
             detect=Thresholds(score=0.6, iou=0.3),
-            evaluate=Thresholds(score=0.02, iou=0.3),
+            evaluate=Thresholds(score=0.02, iou=0.45),
             seen=(
                 f"twelve outputs, four for each of the strides 8, 16 and 32: two scores per cell "
                 f"(a sigmoid is in the graph), a box and {num_keypoints} key points",
             ),
             assumed=(
-                "values 0 to 255 in the channel order blue, green, red, as OpenCV feeds YuNet",
+                "values 0 to 255 as they are, in the channel order blue, green, red",
                 "the picture is scaled to fit, stays in the upper left corner and is filled up "
-                "with black to the right and below: YuNet pads like this to a multiple of 32; "
-                "the scaling is our choice",
+                "with black to the right and below: the test pipeline of YuNet's public "
+                "configuration",
                 "the only class is a face",
             ),
             labels=("face",),
@@ -99,6 +100,8 @@ class YuNet:
         ]
 
 
+# Infinite outputs become NaN here, and NaN is dropped later; nobody needs a warning.
+@np.errstate(invalid="ignore")
 def _read_picture(
     levels: list[list[np.ndarray]],
     points_xy: np.ndarray,
