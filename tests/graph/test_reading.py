@@ -70,6 +70,13 @@ def test_not_a_model(tmp_path: Path, content: bytes, says: str) -> None:
     assert says in refusal(path)
 
 
+def test_file_beyond_the_limit_of_protocol_buffers_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.truncate(1 << 31)
+    assert "smaller than 2 GiB" in refusal(path)
+
+
 def test_truncated_file_says_how_much_is_missing(write_onnx: Write) -> None:
     path = write_onnx([NODE], PICTURE, {"out": [1, 3, 8, 8]})
     content = path.read_bytes()
