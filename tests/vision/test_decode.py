@@ -278,13 +278,23 @@ def test_harmless_stray_bytes_lose_no_picture(pixels, progressive):
     want = Decoder().decode(data).copy()
     for marker in (b"\xff\xdb", b"\xff\xc4", b"\xff\xda"):
         at = data.index(marker)
-        for stray in (b"\0\1\2", b"\xff", b"\xff\xff\xff"):
+        for stray in (b"\0\1\2", b"\xff", b"\xff\xff\xff", b"\xff\0", b"\xff\0\5"):
             assert np.array_equal(Decoder().decode(data[:at] + stray + data[at:]), want)
     for padding in (b"\0" * 9, b"\x20" * 300, b"\1\2", b"\xff\xff"):
         assert np.array_equal(Decoder().decode(data[:-2] + padding + data[-2:]), want)
     assert np.array_equal(Decoder().decode(data + b"trailing words"), want)
     with pytest.raises(PictureError):
         Decoder().decode(data[:-2] + bytes(range(1, 120)) + data[-2:])
+
+
+def test_an_unknown_jfif_version_loses_no_picture(pixels):
+    data = bytearray(saved(Image.fromarray(pixels), "JPEG"))
+    want = Decoder().decode(data).copy()
+    data[data.index(b"JFIF\0") + 5] = 3
+    assert np.array_equal(Decoder().decode(data), want)
+    del data[data.index(b"JFIF\0") + 5 : 20]
+    with pytest.raises(PictureError):
+        Decoder().decode(data)
 
 
 def test_jpeg_header_survives_hostile_lengths(rng, pixels):

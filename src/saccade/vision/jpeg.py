@@ -29,7 +29,8 @@ class JpegHeader:
         channels: 1, 3 or 4.
         orientation: EXIF orientation, 1 to 8.
         is_adobe: Whether an Adobe segment exists (then CMYK is stored inverted).
-        has_stray: Whether bytes that belong to no segment stand between segments.
+        is_untidy: Whether the header has what libjpeg warns of without harm to a pixel: bytes
+            between segments that belong to none, or an unknown JFIF version.
         scan_at: Where the first scan starts.
     """
 
@@ -37,7 +38,7 @@ class JpegHeader:
     channels: int
     orientation: int
     is_adobe: bool
-    has_stray: bool
+    is_untidy: bool
     scan_at: int
 
 
@@ -54,21 +55,22 @@ def read_header(data: Any) -> JpegHeader:
     """
     at, end = 2, len(data)
     wh: tuple[int, int] | None = None
-    channels, orientation, is_adobe, has_stray = 0, 1, False, False
+    channels, orientation, is_adobe, is_untidy = 0, 1, False, False
     while at + 4 <= end:
         if data[at] != 0xFF:
-            has_stray = True
+            is_untidy = True
             at += 1
             continue
         marker = data[at + 1]
-        if marker == 0xFF:
+        if marker in (0x00, 0xFF):
+            is_untidy = is_untidy or marker == 0
             at += 1
             continue
         if marker in _ALONE:
             at += 2
             continue
         if marker == 0xDA and wh is not None:
-            return JpegHeader(wh, channels, orientation, is_adobe, has_stray, at)
+            return JpegHeader(wh, channels, orientation, is_adobe, is_untidy, at)
         if marker == 0xDA or marker == 0xD9:
             break
         length = data[at + 2] << 8 | data[at + 3]
@@ -77,6 +79,8 @@ def read_header(data: Any) -> JpegHeader:
             break
         if marker == 0xE1 and length > 16 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = orientation_of_block(bytes(data[at + 10 : after]))
+        elif marker == 0xE0 and data[at + 4 : at + 9] == b"JFIF\0":
+            is_untidy = is_untidy or (length > 7 and data[at + 9] != 1)
         elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe":
             is_adobe = True
         elif marker in _FRAME_MARKERS and length >= 8:
@@ -111,8 +115,8 @@ def decode(
     Raises:
         PictureError: Truncated or corrupt.
     """
-    if header.has_stray:
-        data = _without_stray(data)
+    if header.is_untidy:
+        data = _tidied(data)
     if header.channels == 4:
         return _decode_cmyk(data, header, color)
     min_width, min_height = min_wh or (0, 0)
@@ -167,17 +171,24 @@ def _is_harmless(message: str, data: Any, header: JpegHeader) -> bool:
     return num <= 2 or len(set(body[max(0, stop - num) : stop])) == 1
 
 
-def _without_stray(data: Any) -> bytes:
-    """The same file without the bytes between header segments that belong to none."""
+def _tidied(data: Any) -> bytes:
+    """The same file without what `JpegHeader.is_untidy` tells of."""
     kept, at = [b"\xff\xd8"], 2
     while True:
-        while data[at] != 0xFF or data[at + 1] == 0xFF or data[at + 1] in _ALONE:
-            at += 2 if data[at] == 0xFF and data[at + 1] in _ALONE else 1
-        if data[at + 1] == 0xDA:
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker in (0x00, 0xFF):
+            at += 1
+        elif marker in _ALONE:
+            at += 2
+        elif marker == 0xDA:
             return b"".join((*kept, bytes(data[at:])))
-        after = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        kept.append(bytes(data[at:after]))
-        at = after
+        else:
+            after = at + 2 + (data[at + 2] << 8 | data[at + 3])
+            segment = bytearray(data[at:after])
+            if marker == 0xE0 and segment[4:9] == b"JFIF\0" and len(segment) > 9:
+                segment[9] = 1
+            kept.append(bytes(segment))
+            at = after
 
 
 def _broken(exc: ValueError) -> PictureError:
