@@ -158,6 +158,12 @@ def test_several_classes_per_cell(tmp_path):
     (got,) = HEAD.decode(outputs, rule, SIZE, Thresholds(score=0.5, multi_label=True))
     scores, _ = joined(outputs, rule, 0)
     assert len(got.scores) == (scores > 0.5).sum()
+    # Every class of a cell has the cell's box.
+    (best,) = HEAD.decode(outputs, rule, SIZE, Thresholds(score=0.5))
+    cells, classes = np.nonzero(scores > 0.5)
+    np.testing.assert_array_equal(got.classes, classes)
+    _, which = np.unique(cells, return_inverse=True)
+    np.testing.assert_array_equal(got.boxes_xyxy, best.boxes_xyxy[which])
 
 
 def test_wrong_contract_is_named(tmp_path):

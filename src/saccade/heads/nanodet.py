@@ -122,16 +122,25 @@ def _read_picture(
 ) -> Candidates:
     """Candidates of one picture from scores (n, c) and logits (n, 4 * bins) per level."""
     found: list[tuple[np.ndarray, ...]] = []
-    start = 0
+    start = num_cells_read = 0
     for scores_nc, logits in levels:
         rows, classes, scores = pick(scores_nc, thresholds)
         if len(rows) or not found:
-            found.append((rows + start, logits[rows], classes, scores))
+            cells, which = _once(rows, thresholds)
+            found.append((cells + start, logits[cells], which + num_cells_read, classes, scores))
+            num_cells_read += len(cells)
         start += len(scores_nc)
-    rows, logits, classes, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-    bins = logits.shape[1] // 4
-    distances = _expected(logits.reshape(len(rows), 4, bins)) * grid.strides[rows, None]
-    return candidates(_boxes(grid, rows, distances), classes, scores)
+    cells, logits, which, classes, scores = map(np.concatenate, zip(*found, strict=True))
+    distances = _expected(logits.reshape(len(cells), 4, logits.shape[1] // 4))
+    return candidates(_boxes(grid, cells, distances)[which], classes, scores)
+
+
+def _once(rows: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
+    """Each row once, and where each of rows is among them; several classes share one box."""
+    if not thresholds.multi_label:
+        return rows, np.arange(len(rows))
+    unique, which = np.unique(rows, return_inverse=True)
+    return unique, which
 
 
 # Infinite outputs become NaN here, and NaN is dropped later; nobody needs a warning.
@@ -146,8 +155,11 @@ def _expected(logits: np.ndarray) -> np.ndarray:
 
 
 def _boxes(grid: _Grid, rows: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Corners (k, 4); like the public decoder, before suppression and inside the input."""
-    points_xy = grid.points_xy[rows]
+    """Corners (k, 4) from distances (k, 4) in strides.
+
+    They are cut at the input's edge before suppression, as in the public decoder.
+    """
+    points_xy, distances = grid.points_xy[rows], distances * grid.strides[rows, None]
     boxes = np.concatenate([points_xy - distances[:, :2], points_xy + distances[:, 2:]], axis=1)
     h, w = grid.size_hw
     np.clip(boxes, 0.0, np.array([w, h, w, h], np.float32), out=boxes)
