@@ -19,10 +19,11 @@ import psutil
 
 from bench.cases import ROOT, WORK
 
-__all__ = ["Child", "ContenderError", "python_of", "watch_memory"]
+__all__ = ["Child", "ContenderError", "python_of", "watch_cpu", "watch_memory"]
 
 PEERS = Path(os.environ.get("SACCADE_PEERS", Path(tempfile.gettempdir()) / "peers"))
 SAMPLE_S = 0.05
+TREE_SAMPLES = 20
 QUIT_S = 30
 # Nothing here may call home, whatever a library's default is.
 QUIET = {
@@ -112,14 +113,6 @@ class Child:
         except psutil.NoSuchProcess:
             return []
 
-    def cpu_s(self) -> float:
-        """User and system seconds of the tree since it began, ended and awaited parts included."""
-        total = 0.0
-        for process in self.tree():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += sum(process.cpu_times()[:4])
-        return total
-
     def pss_bytes(self) -> int:
         """Memory of the tree; pages shared with others are counted in shares."""
         total = 0
@@ -130,17 +123,18 @@ class Child:
                 total += int(line.split()[1]) * 1024
         return total
 
-    def hold(self) -> None:
+    def rest(self) -> bool:
         """Stop the whole tree where it stands: no spinning pool may take a core from a rival.
 
-        A contender with HOLD = False only idles; what that costs shows in "other_cpu_s" of the
-        others' rounds.
+        Returns:
+            False, and nothing is stopped, if the contender cannot bear it; then it must be closed.
         """
         if self._may_hold:
             self._signal(signal.SIGSTOP)
+        return self._may_hold
 
     def release(self) -> None:
-        """Let a held tree go on."""
+        """Let a stopped tree go on."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -185,3 +179,49 @@ def watch_memory(child: Child) -> Iterator[dict[str, int]]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def watch_cpu(child: Child) -> Iterator[dict[str, float]]:
+    """Count user and system seconds of the tree until the block ends; "cpu_s" then holds them.
+
+    One process is read twice. A tree is sampled, because what ends in it may take its count along
+    (Ray ends its actors with every job): at most SAMPLE_S of each ended process is missed.
+    """
+    first = {process: _own_cpu_s(process) for process in child.tree()}
+    last = dict(first)
+    stop = threading.Event()
+
+    def read() -> None:
+        for process in last:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                last[process] = max(last[process], _own_cpu_s(process))
+
+    def sample() -> None:
+        ticks = 0
+        while not stop.wait(SAMPLE_S):
+            ticks += 1
+            if ticks % TREE_SAMPLES == 0:
+                last.update({p: 0.0 for p in child.tree() if p not in last})
+            read()
+
+    seen: dict[str, float] = {}
+    thread = threading.Thread(target=sample, name="cpu") if len(first) > 1 else None
+    if thread:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        if thread:
+            thread.join()
+            last.update({p: 0.0 for p in child.tree() if p not in last})
+        read()
+        seen["cpu_s"] = sum(last[process] - first.get(process, 0.0) for process in last)
+
+
+def _own_cpu_s(process: psutil.Process) -> float:
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.NoSuchProcess:
+        return 0.0

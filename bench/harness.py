@@ -4,8 +4,8 @@
 
 1. Each contender alone, in a process of its own: its answers are compared with the plain NumPy
    reference, and its memory is watched over one full round.
-2. All that passed, each in its persistent process: A B C A B C ... While one is timed, the
-   processes of all others are stopped.
+2. All that passed, each in its own process: A B C A B C ... While one is timed, the processes
+   of all others are stopped (or ended, where a contender cannot bear to be stopped).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import bench.contenders
 from bench import bound, environment
 from bench.agreement import Answers, check, count_boxes, unpack
 from bench.cases import CASES, ROOT, WORK, Case
-from bench.child import Child, ContenderError, watch_memory
+from bench.child import Child, ContenderError, watch_cpu, watch_memory
 
 BASELINE = "saccade"
 REFERENCE = "bench.reference"
@@ -175,32 +175,42 @@ def examine(
 
 def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]) -> None:
     """Rounds in turns over all contenders that passed; fills entry["rounds"]."""
-    with contextlib.ExitStack() as stack:
-        children = []
-        for name, entry in entries.items():
-            if not may_be_timed(entry):
-                continue
-            child = Child(name, f"bench.contenders.{name}", case.name)
-            stack.callback(child.close)
-            child.wait_ready()
-            child.ask("warm", paths=job["paths"][:NUM_WARM])
-            child.hold()
-            children.append(child)
-            entry["rounds"] = []
+    held: dict[str, Child] = {}
+    try:
         for index in range(job["rounds"]):
-            for child in children:
-                entry = entries[child.name]
+            for name, entry in entries.items():
                 if not may_be_timed(entry):
                     continue
                 try:
-                    result = time_one(child, job["paths"], job["counts"][child.name])
+                    child = held[name] if name in held else start(case, name)
+                    held[name] = child
+                    result = time_one(child, job["paths"], job["counts"][name])
                 except ContenderError as exc:
                     entry["error"] = str(exc)
                     continue
                 finally:
-                    child.hold()
-                entry["rounds"].append(result)
-                say(f"round {index + 1}: {child.name} {result['rate']:.1f} pictures/s")
+                    if name in held and not held[name].rest():
+                        held.pop(name).close()
+                entry.setdefault("rounds", []).append(result)
+                say(f"round {index + 1}: {name} {result['rate']:.1f} pictures/s")
+    finally:
+        for child in held.values():
+            child.close()
+
+
+def start(case: Case, name: str) -> Child:
+    """A child that is ready.
+
+    Raises:
+        ContenderError: Its setup failed.
+    """
+    child = Child(name, f"bench.contenders.{name}", case.name)
+    try:
+        child.wait_ready()
+    except ContenderError:
+        child.close()
+        raise
+    return child
 
 
 def may_be_timed(entry: dict[str, Any]) -> bool:
@@ -215,10 +225,11 @@ def time_one(child: Child, paths: list[str], num_boxes: int) -> dict[str, Any]:
     """
     child.release()
     child.ask("warm", paths=paths[:NUM_WARM])
-    others_s, own_s = machine_cpu_s(), child.cpu_s()
-    result = child.ask("round", paths=paths)
-    own_s = child.cpu_s() - own_s
-    others_s = machine_cpu_s() - others_s - own_s
+    machine_s = machine_cpu_s()
+    with watch_cpu(child) as seen:
+        result = child.ask("round", paths=paths)
+    own_s = seen["cpu_s"]
+    others_s = machine_cpu_s() - machine_s - own_s
     if result["num_pictures"] != len(paths):
         raise ContenderError(f"{result['num_pictures']} answers for {len(paths)} pictures")
     if abs(result["num_boxes"] - num_boxes) > MAX_BOX_DRIFT * num_boxes:

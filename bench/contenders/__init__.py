@@ -14,7 +14,8 @@ A contender has
 and may have
 
     close(state)
-    HOLD        False if it must not be stopped while others are timed
+    HOLD        False if it cannot bear to be stopped between its rounds; then it is started
+                anew for each, untimed
 
 Answers may come in another order than the paths. If the state is a dict, `run` may leave in it
 "start_up_s", the part of its time that is not counted, and must then say so in NOTE. Heavy imports

@@ -21,7 +21,8 @@ NOTE = (
 CASES = None
 VENV = "ray"
 CHECK = "agreement"
-# Stopped for a minute, its control processes take half a minute to find each other again.
+# Stopped for a minute, its control processes take half a minute to find each other again, and left
+# idle they take 5 % of a core.
 HOLD = False
 
 
