@@ -32,6 +32,9 @@ __all__ = [
     "Candidates",
     "Contract",
     "Detections",
+    "DeviceBackend",
+    "DeviceBuffer",
+    "DeviceEngine",
     "Engine",
     "Fallback",
     "Head",
@@ -423,6 +426,63 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the runtime's memory. Slots must not be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBuffer:
+    """Memory on a device that stays where it is for the life of its owner.
+
+    Attributes:
+        pointer: Address on the device, aligned to 256 bytes.
+        shape: Sizes of a C-contiguous array.
+        dtype: NumPy's name of the element type ("bfloat16" for what NumPy lacks).
+        num_bytes: Size of the array.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+
+
+class DeviceEngine(Protocol):
+    """A loaded model that is fed with device pointers: the seam of the CUDA path.
+
+    Inputs, outputs and workspace are allocated at load and never move; `enqueue` allocates
+    nothing, does not synchronise, and may be captured in a CUDA graph.
+
+    Attributes:
+        inputs: By name, with the plan's batch as first axis; the caller writes them.
+        outputs: By name; valid after the stream has passed the enqueued work.
+        workspace_bytes: Device memory beyond weights, inputs and outputs.
+    """
+
+    plan: Plan
+    fallbacks: tuple[Fallback, ...]
+    inputs: Mapping[str, DeviceBuffer]
+    outputs: Mapping[str, DeviceBuffer]
+    workspace_bytes: int
+
+    def enqueue(self, stream: int) -> None:
+        """Launch one inference of the whole batch on a stream (a cudaStream_t as an integer)."""
+        ...
+
+    def close(self) -> None:
+        """Release the device memory. The buffers must not be used afterwards."""
+        ...
+
+
+class DeviceBackend(Protocol):
+    """A runtime that can also be fed with device pointers."""
+
+    def load_device(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
+        """Load a model on plan.device.
+
+        Raises:
+            BackendUnavailable: The package, the driver or the device is missing.
+            BuildError: The runtime refuses the model or the plan.
+        """
         ...
 
 

@@ -91,7 +91,7 @@ def test_impossible_size(relu: Callable[..., Model], size_hw: tuple[int, int]) -
 
 
 def test_size_against_the_graph(relu: Callable[..., Model]) -> None:
-    with pytest.raises(InputError, match=r"must be 96x64 .*got 64x96"):
+    with pytest.raises(InputError, match=r"must be 64x96 .*got 96x64"):
         signature_of(relu({"x": ["b", 3, 96, 64]}), (64, 96))
 
 

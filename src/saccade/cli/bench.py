@@ -77,7 +77,7 @@ def print_report(report: Any) -> None:
     from saccade.cli._show import human_bytes, print_table
 
     total = sum(cost.cpu_s for cost in report.stages.values())
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (name, f"{cost.wall_s * 1e3:.2f}", f"{cost.cpu_s * 1e3:.2f}", f"{cost.cpu_s / total:.0%}")
         for name, cost in report.stages.items()
     ]

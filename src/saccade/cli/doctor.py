@@ -27,7 +27,7 @@ def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
         told = {name: asdict(a) for name, a in probed.items()}
         print_json({"ok": works, "machine": asdict(found), "backends": told})
         return 0 if works else 1
-    rows = [
+    rows: list[tuple[object, ...]] = [
         ("processor", found.cpu),
         ("cores", found.num_cores),
         ("instruction sets", " ".join(found.instruction_sets) or "none of note"),

@@ -57,7 +57,9 @@ def _print(found: Any) -> None:
 
     model, cost = found.model, found.costs[0]
     print(f"{model.path}  (opset {model.opset}, sha256 {model.digest[:12]})\n")
-    rows = [("input", s.name, s.dtype, _shape(s.shape)) for s in model.inputs]
+    rows: list[tuple[object, ...]] = [
+        ("input", s.name, s.dtype, _shape(s.shape)) for s in model.inputs
+    ]
     rows += [("output", s.name, s.dtype, _shape(s.shape)) for s in found.outputs]
     print_table("", ("", "name", "dtype", "shape"), rows)
     print()

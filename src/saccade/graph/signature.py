@@ -97,8 +97,8 @@ def _check_size(model: Model, own: list[int | str], size_hw: tuple[int, int]) ->
         isinstance(side, int) and side != wanted for side, wanted in zip(own, size_hw, strict=True)
     ):
         raise InputError(
-            f"the input size of {model.path} must be {own[0]}x{own[1]} (height x width), which "
-            f"the graph fixes, got {size_hw[0]}x{size_hw[1]}; leave the size out, or export the "
+            f"the input size of {model.path} must be {own[1]}x{own[0]} (width x height), which "
+            f"the graph fixes, got {size_hw[1]}x{size_hw[0]}; leave the size out, or export the "
             "model with free height and width"
         )
 

@@ -29,8 +29,10 @@ _BOXES = ("pred_boxes", "boxes", "dets")
 _DETR_QUERIES = 100
 _UNIT = {"mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)}
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-# These models are trained on pictures that Pillow's antialiasing filter has resized.
-_STRETCH = {"color": "rgb", "resize": "stretch", "interpolation": "antialias"}
+# These models are trained on pictures that Pillow's antialiasing filter has resized. A contract
+# may say interpolation = "antialias"; it is not assumed because it costs more than it gains where
+# the published figures were taken with plain linear resizing.
+_STRETCH = {"color": "rgb", "resize": "stretch"}
 
 
 class Detr:
@@ -180,8 +182,9 @@ def _see_post(signature: Signature) -> Recognition | None:
             "in its own pixels: the layout of RT-DETR, D-FINE and DEIM",
         ),
         assumed=(
-            "pictures are RGB, divided by 255, stretched to the input size with antialiasing, as "
-            "these models are trained; those with a DINO backbone want ImageNet's mean and std",
+            "pictures are RGB, divided by 255, stretched to the input size (interpolation = "
+            "'antialias', as in training, may gain a point of AP and takes longer to prepare); "
+            "models with a DINO backbone want ImageNet's mean and std",
             "the size is given as width, height",
             "how many classes there are cannot be seen once the best have been selected",
         ),

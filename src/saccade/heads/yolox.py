@@ -107,7 +107,7 @@ def _recognition(signature: Signature, num_classes: int, *, is_decoded: bool) ->
         head=HeadRule(Yolox.family, {"rows": output.name}, num_classes, {"decoded": is_decoded}),
         input=_CONVENTION,
         detect=Thresholds(score=0.3, iou=0.45),
-        evaluate=Thresholds(score=0.001, iou=0.65),
+        evaluate=Thresholds(score=0.001, iou=0.65, multi_label=True),
         seen=(
             f"the only output, {output.name!r}, has {output.shape[1]} rows, one for each cell of "
             f"the grids of 8, 16 and 32 pixels in a {w}x{h} picture",

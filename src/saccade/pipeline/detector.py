@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from saccade import backends, contracts
 from saccade.contracts.resolve import check_thresholds
-from saccade.errors import EngineError, InputError
+from saccade.errors import EngineError
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
 from saccade.pipeline.sources import SourceItem, expand
@@ -69,12 +69,6 @@ def load(
     """
     read = read_model(model)
     signature = signature_of(read, size_hw)
-    if size_hw is not None and tuple(size_hw) != tuple(signature.size_hw):
-        raise InputError(
-            f"size must be {signature.size_hw[1]}x{signature.size_hw[0]}, to which "
-            f"{read.path.name} is fixed, got {size_hw[1]}x{size_hw[0]}; leave it out or export "
-            "the model with free height and width"
-        )
     made = contracts.resolve(signature, preset=preset, contract=contract, labels=tuple(labels))
     if made.input.size_hw != signature.size_hw:
         signature = signature_of(read, made.input.size_hw)
@@ -128,9 +122,10 @@ class Detector:
             PictureError: The picture cannot be used.
             EngineError: The engine failed.
         """
-        stages = self.stages(self.thresholds(score, iou, max_detections))
+        plan = self.plan(threads=num_cores())
+        stages = self.stages(self.thresholds(score, iou, max_detections), batch=plan.batch)
         item = self._single(picture)
-        lane, slot = self._take(stages)
+        lane, slot = self._take(stages, plan)
         try:
             source = stages.decode(lane, item)
             placement = stages.prepare(lane, source, slot, 0)
@@ -145,11 +140,11 @@ class Detector:
             return SourceItem(0, str(picture), "path", Path(picture))
         return next(iter(expand([picture])))
 
-    def _take(self, stages: Stages) -> tuple[Lane, Slot]:
+    def _take(self, stages: Stages, plan: Plan) -> tuple[Lane, Slot]:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        engine = self.engine(self.plan(threads=num_cores()))
+        engine = self.engine(plan)
         return Lane(stages, time.thread_time), engine.open_slot(self.contract.input.size_hw)
 
     def thresholds(
@@ -159,7 +154,7 @@ class Detector:
         max_detections: int | None = None,
     ) -> Thresholds:
         """The contract's thresholds for looking at pictures, with changes."""
-        given = {"score": score, "iou": iou, "max_detections": max_detections}
+        given: dict[str, Any] = {"score": score, "iou": iou, "max_detections": max_detections}
         changed = dataclasses.replace(
             self.contract.detect, **{k: v for k, v in given.items() if v is not None}
         )
@@ -170,11 +165,16 @@ class Detector:
         self,
         thresholds: Thresholds,
         *,
+        batch: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         scaled_decode: bool = False,
     ) -> Stages:
-        """The stages of this detector's pipeline."""
-        return Stages(self.contract, thresholds, max_pixels, scaled_decode)
+        """The stages of this detector's pipeline, for inferences of `batch` pictures."""
+        head = self.contract.head
+        # A head that lists the boxes of all pictures in one table cannot count the pictures.
+        head = dataclasses.replace(head, options={**head.options, "batch": batch})
+        contract = dataclasses.replace(self.contract, head=head)
+        return Stages(contract, thresholds, max_pixels, scaled_decode)
 
     def plan(self, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> Plan:
         """A plan with this detector's back end and precision. A graph that fixes the batch

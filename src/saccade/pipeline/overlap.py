@@ -118,8 +118,6 @@ class Overlapped:
     def __next__(self) -> Result:
         with self._consumer_wakes:
             while self._num_emitted not in self._results:
-                if self._failure is not None:
-                    break
                 if self._is_exhausted and self._num_emitted == self._num_pulled:
                     break
                 if self._is_closed:
@@ -209,10 +207,8 @@ class Overlapped:
         not while it decodes."""
         try:
             item = next(self._source, None)
-        except BaseException:
-            with self._workers_wake:
-                self._is_pulling = False
-            raise
+        except BaseException as exc:  # forwarded: raised after the results before it
+            self._failure, item = exc, None
         with self._workers_wake:
             self._is_pulling = False
             if item is None:

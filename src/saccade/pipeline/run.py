@@ -98,12 +98,15 @@ class Run:
         thresholds: Thresholds,
         options: RunOptions,
     ) -> None:
-        stages = detector.stages(
-            thresholds, max_pixels=options.max_pixels, scaled_decode=options.scaled_decode
-        )
         cores = num_cores()
         streams = (options.streams or cores) if options.is_overlapped else 1
         self.plan = detector.plan(batch=options.batch, streams=streams, threads=options.threads)
+        stages = detector.stages(
+            thresholds,
+            batch=self.plan.batch,
+            max_pixels=options.max_pixels,
+            scaled_decode=options.scaled_decode,
+        )
         engine = detector.engine(self.plan)
         self.fallbacks = engine.fallbacks
         size_hw = detector.contract.input.size_hw
@@ -186,18 +189,20 @@ class _Serial:
         return next(self._results)
 
     def close(self) -> None:
-        self._results.close()
+        self._results.close()  # type: ignore[attr-defined]  # a generator
 
-    def _work(self, slot: Slot, source: Iterator[SourceItem], batch: int) -> Any:
+    def _work(self, slot: Slot, source: Iterator[SourceItem], batch: int) -> Iterator[Result]:
         outcomes: list[Result | SourceItem] = []
         placements: list[Placement] = []
         for item in source:
             try:
                 picture = self._stages.decode(self._lane, item)
             except PictureError as exc:
-                outcomes.append(Result(item.index, item.name, error=exc))
-                if not placements:
-                    yield outcomes.pop()
+                failed = Result(item.index, item.name, error=exc)
+                if placements:
+                    outcomes.append(failed)
+                else:
+                    yield failed
                 continue
             placements.append(self._stages.prepare(self._lane, picture, slot, len(placements)))
             outcomes.append(item)

@@ -5,6 +5,7 @@ The same functions run serially or overlapped; overlap is a property of the runn
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from saccade import heads
 from saccade.errors import InputError
 from saccade.types import Candidates, Contract, Detections, Placement, Slot, Thresholds
+from saccade.vision.arrays import from_rgb
 from saccade.vision.suppress import finish
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Lane:
         )
         self.placer = Placer(rule)
         self.times = StageTimes()
+        self.is_encoded = True
         self._cpu_clock = cpu_clock
 
     def timed(self, stage: str, function: Callable[..., T], *args: object) -> T:
@@ -100,20 +103,26 @@ class Stages:
         return lane.timed("decode", self._decode, lane, item)
 
     def _decode(self, lane: Lane, item: SourceItem) -> np.ndarray:
-        if item.kind == "path":
-            return lane.decoder.read(item.value)
-        if item.kind == "bytes":
-            return lane.decoder.decode(item.value)
-        return lane.decoder.convert(item.value)
+        lane.is_encoded = item.kind != "array"
+        value = item.value
+        if isinstance(value, os.PathLike):
+            return lane.decoder.read(value)
+        if isinstance(value, bytes):
+            return lane.decoder.decode(value)
+        assert value is not None  # an item without a value has an error
+        rule = self.contract.input
+        return from_rgb(value, rule.color, rule.bits, self.max_pixels)
 
     def prepare(self, lane: Lane, picture: np.ndarray, slot: Slot, position: int) -> Placement:
-        """Write one picture into a slot at a position of its batch."""
+        """Write the picture that this lane decoded last into a slot, at a position of its batch."""
         return lane.timed("prepare", self._prepare, lane, picture, slot, position)
 
     def _prepare(self, lane: Lane, picture: np.ndarray, slot: Slot, position: int) -> Placement:
         rule = self.contract.input
-        source_wh = lane.decoder.source_wh
-        placement = lane.placer.place(picture, slot.inputs[rule.name][position], source_wh)
+        # A scaled decode is smaller than its source; anything else is its own source.
+        source_wh = lane.decoder.source_wh if self.scaled_decode and lane.is_encoded else None
+        target = slot.inputs[rule.name][position]
+        placement = lane.placer.place(picture, target, source_wh=source_wh)
         if rule.size_input is not None:
             width, height = placement.source_wh
             sizes = slot.inputs[rule.size_input]
