@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.cases import Case
 
-__all__ = ["Placement", "finish", "prepare", "read_all", "read_kept", "suppress"]
+__all__ = ["Placement", "finish", "place", "prepare", "read_all", "read_kept", "suppress"]
 
 
 class Placement(NamedTuple):
@@ -25,25 +25,28 @@ class Placement(NamedTuple):
 
 def prepare(case: Case, picture_bgr: np.ndarray) -> tuple[np.ndarray, Placement]:
     """(h, w, 3) uint8 BGR to the (1, 3, h, w) float32 that the model wants."""
+    canvas, placement = place(case, picture_bgr)
+    factor = 1.0 if case.family == "yolox" else 1 / 255
+    return cv2.dnn.blobFromImage(canvas, factor, swapRB=case.family == "yolov8"), placement
+
+
+def place(case: Case, picture_bgr: np.ndarray) -> tuple[np.ndarray, Placement]:
+    """The picture in the size of the input, still uint8 BGR, and where it lies there."""
     (height, width), (in_h, in_w) = picture_bgr.shape[:2], case.size_hw
     if case.family == "fastestdet":
         canvas = cv2.resize(picture_bgr, (in_w, in_h), interpolation=cv2.INTER_LINEAR)
-        place = Placement((in_w / width, in_h / height), (0, 0), (width, height))
+        return canvas, Placement((in_w / width, in_h / height), (0, 0), (width, height))
+    scale = min(in_h / height, in_w / width)
+    new_w, new_h = round(width * scale), round(height * scale)
+    centered = case.family == "yolov8"
+    left, top = ((in_w - new_w) // 2, (in_h - new_h) // 2) if centered else (0, 0)
+    canvas = np.full((in_h, in_w, 3), 114, dtype=np.uint8)
+    if (new_w, new_h) == (width, height):
+        resized = picture_bgr
     else:
-        scale = min(in_h / height, in_w / width)
-        new_w, new_h = round(width * scale), round(height * scale)
-        centered = case.family == "yolov8"
-        left, top = ((in_w - new_w) // 2, (in_h - new_h) // 2) if centered else (0, 0)
-        canvas = np.full((in_h, in_w, 3), 114, dtype=np.uint8)
-        if (new_w, new_h) == (width, height):
-            resized = picture_bgr
-        else:
-            resized = cv2.resize(picture_bgr, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
-        canvas[top : top + new_h, left : left + new_w] = resized
-        place = Placement((new_w / width, new_h / height), (left, top), (width, height))
-    factor = 1.0 if case.family == "yolox" else 1 / 255
-    tensor = cv2.dnn.blobFromImage(canvas, factor, swapRB=case.family == "yolov8")
-    return tensor, place
+        resized = cv2.resize(picture_bgr, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
+    canvas[top : top + new_h, left : left + new_w] = resized
+    return canvas, Placement((new_w / width, new_h / height), (left, top), (width, height))
 
 
 def read_all(case: Case, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

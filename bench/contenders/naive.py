@@ -22,6 +22,7 @@ def setup(case: Case) -> tuple[Case, Any]:
 
 def run(state: tuple[Case, Any], paths: list[str]) -> list[tuple]:
     import cv2
+    import numpy as np
 
     from bench import recipes
 
@@ -29,7 +30,12 @@ def run(state: tuple[Case, Any], paths: list[str]) -> list[tuple]:
     name = session.get_inputs()[0].name
     answers = []
     for path in paths:
-        tensor, place = recipes.prepare(case, cv2.imread(path))
+        canvas, place = recipes.place(case, cv2.imread(path))
+        if case.family == "yolov8":
+            canvas = cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
+        tensor = canvas.transpose(2, 0, 1)[None].astype(np.float32)
+        if case.family != "yolox":
+            tensor /= 255.0
         output = session.run(None, {name: tensor})[0]
         boxes_xyxy, scores, classes = recipes.read_all(case, output)
         keep = scores > case.score

@@ -1,0 +1,173 @@
+"""Write the tables of the documents from the committed results. No number is typed by hand.
+
+    python -m bench.tables            rewrite what stands between the marks
+    python -m bench.tables --check    only say whether the documents are up to date
+
+The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case, the rates) and
+`<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
+docs/**/*.md and bench/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.cases import CASES, ROOT
+
+RESULTS = ROOT / "bench" / "results" / "cpu"
+NO_RESULT = "-"
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--check"]):
+        sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
+    reports = load()
+    tables = {"cpu": overview(reports), "cpu-details": details(reports)}
+    stale = []
+    for path in documents():
+        text = path.read_text()
+        fresh = fill(text, tables)
+        if fresh != text:
+            stale.append(path)
+            if not arguments:
+                path.write_text(fresh)
+    for path in stale:
+        print(f"{'stale' if arguments else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if arguments and stale else 0
+
+
+def load() -> list[dict[str, Any]]:
+    """Reports in the order of the cases; a case without one is left out."""
+    files = [RESULTS / f"{name}.json" for name in CASES]
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
+def documents() -> list[Path]:
+    fixed = [ROOT / "README.md", ROOT / "bench" / "README.md"]
+    return [path for path in fixed if path.is_file()] + sorted((ROOT / "docs").rglob("*.md"))
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """The text with each marked stretch replaced by its table.
+
+    Raises:
+        SystemExit: A mark is opened and not closed.
+    """
+    for name, table in tables.items():
+        begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        lines = text.splitlines()
+        if lines.count(begin) != lines.count(end):
+            sys.exit(f"{begin} must be followed by {end}, each on its own line")
+        pattern = rf"^{re.escape(begin)}$.*?^{re.escape(end)}$"
+        block = f"{begin}\n{table}{end}"
+        text = re.sub(pattern, lambda _, b=block: b, text, flags=re.DOTALL | re.MULTILINE)
+    return text
+
+
+def overview(reports: list[dict[str, Any]]) -> str:
+    """One line per contender, one column per case: median pictures per second."""
+    if not reports:
+        return "No results yet.\n"
+    names: dict[str, str] = {}
+    for report in reports:
+        names |= {name: entry["label"] for name, entry in report["contenders"].items()}
+    rows = [["pictures/s", *(report["title"] for report in reports)]]
+    for name, label in names.items():
+        rows.append([label, *(rate_of(report, name) for report in reports)])
+    rows.append(["bound, ONNX Runtime, FP32", *(bound_of(report) for report in reports)])
+    machines = sorted({machine_of(report) for report in reports})
+    dates = sorted({report["environment"]["date"][:10] for report in reports})
+    rounds = sorted({str(report["rounds"]) for report in reports})
+    note = (
+        f"{'; '.join(machines)}; {', '.join(dates)}. Files on disk to final boxes; medians of "
+        f"{', '.join(rounds)} rounds in turns; every answer checked before timing (refused: the "
+        "answers were worse than allowed). Bound: cores / CPU seconds of decode, prepare, "
+        "one-thread inference and suppress."
+    )
+    return f"\n{markdown(rows)}\n{note}\n\n"
+
+
+def rate_of(report: dict[str, Any], name: str) -> str:
+    entry = report["contenders"].get(name)
+    if entry is None:
+        return NO_RESULT
+    if "rate" not in entry:
+        return "refused" if "refused" in entry else "failed"
+    return number(entry["rate"]["median"])
+
+
+def bound_of(report: dict[str, Any]) -> str:
+    """The worse and the better of the two measurements, before and after the rounds."""
+    measured = (report["bound"] or {}).values()
+    bounds = [m["report"]["bound_per_s"] for m in measured if m and m["available"]]
+    shown = sorted({number(value) for value in bounds}, key=float)
+    return " to ".join(shown) if shown else NO_RESULT
+
+
+def machine_of(report: dict[str, Any]) -> str:
+    machine = report["environment"]
+    return f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])})"
+
+
+def details(reports: list[dict[str, Any]]) -> str:
+    """One table per case, with everything that was measured."""
+    parts = [detail(report) for report in reports]
+    return "\n" + "\n".join(parts) + "\n" if parts else "No results yet.\n"
+
+
+def detail(report: dict[str, Any]) -> str:
+    head = ["contender", "pictures/s", "least to most", "times saccade", "CPU ms/picture"]
+    rows = [[*head, "peak MiB", "agreement", "AP (reference)"]]
+    notes, versions = [], []
+    for name, entry in report["contenders"].items():
+        rows.append([entry["label"], *cells(report, name, entry)])
+        if entry["note"]:
+            notes.append(f"- {entry['label']}: {entry['note']}.")
+        listed = ", ".join(f"{key} {value}" for key, value in entry.get("versions", {}).items())
+        versions.append(f"- {entry['label']}: {listed}.")
+    pictures, machine = report["pictures"], report["environment"]
+    facts = (
+        f"{pictures['per_round']} pictures per round ({pictures['different']} different), "
+        f"{report['rounds']} rounds, score over {report['thresholds']['score']}, IoU "
+        f"{report['thresholds']['iou']}; commit {machine['commit'][:12]}"
+        f"{' and changes' if machine['dirty'] else ''}, {machine['date']}, load "
+        f"{machine['load_average'][0]} at the start; bound {bound_of(report)} pictures/s."
+    )
+    blocks = [f"### {report['title']}", markdown(rows).rstrip(), facts]
+    blocks += ["\n".join(notes)] if notes else []
+    blocks += ["\n".join(versions)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def cells(report: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]:
+    rate, ratio = entry.get("rate"), entry.get("ratio_to_saccade")
+    check = entry.get("check", {})
+    ap = f"{check['ap']:.3f} ({check['ap_reference']:.3f})" if "ap" in check else NO_RESULT
+    cpu = entry.get("cpu_ms_per_picture")
+    return [
+        rate_of(report, name),
+        f"{number(rate['min'])} to {number(rate['max'])}" if rate else NO_RESULT,
+        f"{ratio['median']:.2f}" if ratio else NO_RESULT,
+        f"{cpu['median']:.1f}" if cpu else NO_RESULT,
+        str(entry.get("peak_mib", NO_RESULT)),
+        f"{check['agreement']:.1%}" if "agreement" in check else NO_RESULT,
+        ap,
+    ]
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
