@@ -1,0 +1,1 @@
+"""From a model to the fastest deployment whose answers stayed right."""

@@ -1,0 +1,1 @@
+"""A deployment as a folder: written by the builder, read by everything that runs it."""
