@@ -152,7 +152,7 @@ CASES = {
             family="fastestdet",
             model="fastestdet_352.onnx",
             size_hw=(352, 352),
-            num_pictures=900,
+            num_pictures=1200,
             list_pictures=list_coco,
             annotations="datasets/coco_ccby/annotations/instances_80.json",
         ),

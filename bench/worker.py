@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,11 +24,14 @@ from typing import Any, TextIO
 from bench.agreement import pack
 from bench.cases import CASES
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
     module, case_name = sys.argv[1:]
+    # A stopped child cannot see the end of its input, so the harness's death must end it.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Grandchildren whose parent ends stay in this tree, so that their CPU time is still counted.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     replies = os.fdopen(os.dup(1), "w")
