@@ -289,6 +289,13 @@ def test_nothing_at_all(here: Path) -> None:
             list(expand(inputs))
 
 
+def test_a_folder_that_is_named_like_a_picture(here: Path) -> None:
+    touch("full.jpg/a.jpg", "b.jpg")
+    os.mkdir("empty.jpg")
+    assert names("b.jpg", "empty.jpg", "full.jpg") == ["b.jpg", "!empty.jpg", "full.jpg/a.jpg"]
+    assert "is a folder" in errors("b.jpg", "empty.jpg")[0]
+
+
 def test_a_video_is_called_one(here: Path) -> None:
     touch("film.MP4", "a.jpg")
     assert names("film.MP4", "a.jpg") == ["!film.MP4", "a.jpg"]

@@ -41,6 +41,7 @@ def main() -> NoReturn:
         help="A trained vision model in, the fastest correct deployment out.",
         version=__version__,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for name, target, line in _COMMANDS:
         app.command(f"saccade.cli.{target}", name=name, help=line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -22,7 +22,7 @@ def detect(
     how: ModelOptions | None = None,
     keep: ThresholdOptions | None = None,
     job: JobOptions | None = None,
-    format: tuple[Literal["coco", "jsonl", "npz", "parquet"], ...] = ("coco",),
+    format: str = "coco",
     draw: Annotated[bool, Parameter(negative="")] = False,
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -35,11 +35,12 @@ def detect(
     exit code is 3. An interrupted job goes on with --resume.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a bundle.
         inputs: Files, folders (with all below them), patterns such as 'a/**/*.jpg', text lists
             (FILE.txt or @FILE), or - for a list on standard input.
         output: Folder for the results.
-        format: Output formats; may be given several times. parquet needs saccade[interop].
+        format: Output formats, with commas between: coco, jsonl, npz, parquet (which needs
+            saccade[interop]).
         draw: Also write each picture with its boxes drawn in.
         resume: Go on with an interrupted job.
         overwrite: Replace earlier results in the folder.
@@ -52,7 +53,7 @@ def detect(
 
     how, keep, job = how or ModelOptions(), keep or ThresholdOptions(), job or JobOptions()
     outputs = OutputOptions(
-        formats=tuple(format), is_drawn=draw, resume=resume, overwrite=overwrite
+        formats=tuple(format.split(",")), is_drawn=draw, resume=resume, overwrite=overwrite
     )
     is_shown = sys.stderr.isatty() and not quiet
     total = count(inputs) if is_shown else None

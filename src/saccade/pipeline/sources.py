@@ -198,7 +198,7 @@ def _named(path: str) -> Iterator[tuple[str, Piece]]:
     if path == "-":
         yield from _listed(path)
     elif os.path.isdir(path):
-        yield from walk(path, _is_picture)
+        yield from _folder(path)
     elif path.startswith("@") and not _exists(path):
         yield from _listed(path[1:])
     elif _is_pattern(path):
@@ -207,6 +207,22 @@ def _named(path: str) -> Iterator[tuple[str, Piece]]:
         yield from _listed(path)
     else:
         yield path, _file(path)
+
+
+def _folder(path: str) -> Iterator[tuple[str, Piece]]:
+    """The pictures in a folder. One that is named like a picture and holds none was meant to be
+    a picture."""
+    is_empty = True
+    for piece in walk(path, _is_picture):
+        is_empty = False
+        yield piece
+    if is_empty and _is_picture(path):
+        yield (
+            path,
+            PictureError(
+                f"a picture must be a file, {path!r} is a folder without pictures; check the path"
+            ),
+        )
 
 
 def _listed(path: str) -> Iterator[tuple[str, Piece]]:
