@@ -29,16 +29,16 @@ class ModelOptions:
         contract: TOML file that says so.
         labels: Text file with one class name per line.
         size: Input size as WIDTHxHEIGHT, where the model leaves it free.
-        backend: Runtime; `saccade doctor` lists them.
-        precision: Arithmetic of the runtime.
+        backend: Runtime, default onnxruntime; `saccade doctor` lists them. A bundle has its own.
+        precision: Arithmetic of the runtime, default fp32. A bundle has its own.
     """
 
     preset: str | None = None
     contract: Path | None = None
     labels: Path | None = None
     size: str | None = None
-    backend: str = "onnxruntime"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    backend: str | None = None
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
 
     def contract_keys(self) -> dict[str, Any]:
         """What decides the contract, as keyword arguments."""
@@ -50,11 +50,16 @@ class ModelOptions:
         }
 
     def load(self, model: Path) -> Detector:
-        """Load the model with these options."""
+        """Load the model or bundle with these options; says what of a bundle is not ideal here."""
+        import sys
+
         from saccade.pipeline.detector import load
 
         keys = self.contract_keys()
-        return load(model, backend=self.backend, precision=self.precision, **keys)
+        detector = load(model, backend=self.backend, precision=self.precision, **keys)
+        for mismatch in detector.mismatches:
+            print(f"saccade: note: {model} was tuned elsewhere: {mismatch}", file=sys.stderr)
+        return detector
 
 
 @Parameter(name="*", group="Thresholds")
@@ -90,25 +95,26 @@ class JobOptions:
     """How a job runs.
 
     Attributes:
-        batch: Pictures per inference; default 1, or what the model fixes.
-        streams: Inferences at the same time; default one per core.
-        threads: Threads inside one inference.
-        workers: Threads that decode, prepare and suppress; default one per core.
+        batch: Pictures per inference; default 1, or what the model fixes or the bundle says.
+        streams: Inferences at the same time; default one per core, or what the bundle says.
+        threads: Threads inside one inference; default 1, or what the bundle says.
+        workers: Threads that decode, prepare and suppress; default one per core, or what the
+            bundle says.
         serial: One stage of one picture after the other: the reference, not the fast way.
         strict: Stop at the first picture that cannot be used.
         max_pixels: Refuse larger pictures before they are decoded.
         scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. Faster,
-            but it changes answers.
+            but it changes answers; default no, or what the bundle was checked with.
     """
 
     batch: int | None = None
     streams: int | None = None
-    threads: int = 1
+    threads: int | None = None
     workers: int | None = None
     serial: Annotated[bool, Parameter(negative="")] = False
     strict: Annotated[bool, Parameter(negative="")] = False
     max_pixels: int | None = None
-    scaled_decode: Annotated[bool, Parameter(negative="")] = False
+    scaled_decode: bool | None = None
 
     def options(self) -> RunOptions:
         """The same as RunOptions."""

@@ -30,7 +30,7 @@ def bench(
     overlapped and bare engine are interleaved; figures are medians.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a bundle.
         inputs: Pictures, as in `saccade detect`; at most 1000 are used. Without any, pictures of
             640x480 are rendered.
         seconds: About how long all rounds take.

@@ -33,7 +33,7 @@ def evaluate(
     and the exit code is 3.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a bundle.
         data: COCO instances JSON.
         images: Folder that the file names in it are relative to.
         per_picture: Best detections over all classes that count in each picture.

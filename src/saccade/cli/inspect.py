@@ -21,18 +21,22 @@ def inspect(
 ) -> int:
     """Inputs, outputs, head and contract with reasons, cost, and which back ends can run a model.
 
-    Exit code 1 if the contract is not clear or no back end can run the model.
+    Exit code 1 if the contract is not clear or no back end can run the model. Of a bundle: what it
+    is, the figures that let it through the gate, and whether it fits this machine (1 if not).
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a bundle.
         batch: Batch sizes for which peak activation memory is told.
         toml: Print only the contract, as a TOML file to edit and use with --contract.
         json: Print JSON.
     """
+    from saccade.bundles import is_bundle
     from saccade.cli._show import print_json
     from saccade.pipeline.inspection import inspect_model
 
     how = how or ModelOptions()
+    if is_bundle(model):
+        return _inspect_bundle(model, how, toml=toml, json=json)
     found = inspect_model(model, **how.contract_keys(), batches=batch)
     if toml:
         return _print_toml(found)
@@ -41,6 +45,94 @@ def inspect(
     else:
         _print(found)
     return 0 if found.contract is not None and found.is_supported else 1
+
+
+def _inspect_bundle(folder: Path, how: ModelOptions, *, toml: bool, json: bool) -> int:
+    from dataclasses import asdict
+
+    import msgspec
+
+    from saccade.bundles import fits, read_bundle
+    from saccade.cli._show import print_json
+    from saccade.errors import InputError
+
+    if how != ModelOptions():
+        raise InputError(
+            "a bundle says by itself how it is fed, read and run; leave out the options of the "
+            f"model, or inspect its network: {folder / 'model.onnx'}"
+        )
+    bundle = read_bundle(folder)
+    mismatches = fits(bundle)
+    is_fit = not any(mismatch.matters for mismatch in mismatches)
+    if toml:
+        print(bundle.contract_path.read_text("utf-8"), end="")
+    elif json:
+        told = [asdict(mismatch) for mismatch in mismatches]
+        manifest = msgspec.to_builtins(bundle.manifest)
+        print_json({"bundle": str(folder), "fits": is_fit, "mismatches": told} | manifest)
+    else:
+        _print_bundle(bundle, mismatches)
+    return 0 if is_fit else 1
+
+
+def _print_bundle(bundle: Any, mismatches: Any) -> None:
+    from saccade.cli._show import human_bytes, print_table
+
+    manifest, plan = bundle.manifest, bundle.manifest.plan
+    verdict, created = manifest.gate.get("verdict") or {}, manifest.created
+    print(f"{bundle.path}: {created.get('verdict', '')}\n")
+    options = ", ".join(f"{name}={value}" for name, value in plan.options)
+    rows: list[tuple[object, ...]] = [
+        ("model", f"{manifest.model['name']} (sha256 {manifest.model['digest'][:12]})"),
+        ("licence", manifest.model.get("licence") or "not told by the model"),
+        ("labels", ", ".join(manifest.model["labels"][:8]) or "unknown"),
+        ("back end", f"{plan.backend} {plan.precision} on {plan.device}"),
+        ("plan", f"batch {plan.batch}, {plan.streams} streams x {plan.threads} threads {options}"),
+        ("pipeline", f"{manifest.workers} workers, scaled decode {manifest.scaled_decode}"),
+        ("precision", " ".join(f"{k}={v}" for k, v in manifest.recipe.items() if v)),
+        ("calibration", (manifest.calibration or {}).get("digest", "none")),
+        ("built", f"{created.get('at')} with saccade {manifest.needs.saccade}"),
+        ("judged by", f"{verdict.get('judged_by')} on {verdict.get('num_pictures')} pictures"),
+    ]
+    print_table("", ("bundle", ""), rows)
+    print()
+    _print_gate(verdict)
+    rows = [(name, human_bytes(e.num_bytes), e.sha256[:12]) for name, e in manifest.files.items()]
+    print_table("", ("file, whole", "size", "sha256"), rows)
+    for target, engine in manifest.engines.items():
+        print(f"  engine for {target}: built by {engine['package']}, never run by the build")
+    print()
+    if not mismatches:
+        print("fits this machine")
+    for mismatch in mismatches:
+        print(f"{'does not fit' if mismatch.matters else 'note'}: {mismatch}")
+    if any(mismatch.matters for mismatch in mismatches):
+        print(f"run: saccade build --from {bundle.path} -o NEW_FOLDER")
+
+
+def _print_gate(verdict: Any) -> None:
+    from saccade.cli._show import print_table
+
+    drops = verdict.get("drops") or {}
+    rows = [
+        (
+            name,
+            _figure((verdict.get("reference") or {}).get(name)),
+            _figure(value),
+            _figure((drops.get(name) or {}).get("value")),
+            " to ".join(_figure((drops.get(name) or {}).get(end)) for end in ("low", "high")),
+        )
+        for name, value in (verdict.get("metrics") or {}).items()
+    ]
+    columns = ("figure", "reference", "bundle", "drop", "95 % interval of the drop")
+    print_table("", columns, rows)
+    for reason in (*(verdict.get("reasons") or ()), *(verdict.get("warnings") or ())):
+        print(f"  note: {reason['text']}")
+    print()
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _print_toml(found: Any) -> int:

@@ -160,7 +160,7 @@ class _Bench:
 
     def __init__(self, detector: Detector, options: RunOptions) -> None:
         self.detector = detector
-        self.options = options
+        self.options = options.settled(detector.suggested)
 
     def _run(self, items: Sequence[SourceItem], *, is_overlapped: bool) -> Run:
         import dataclasses
@@ -197,7 +197,7 @@ class _Bench:
         """Rate of the engine alone on random input, `streams` inferences at a time."""
         streams = self.options.streams or num_cores()
         plan = self.detector.plan(
-            batch=self.options.batch, streams=streams, threads=self.options.threads
+            batch=self.options.batch, streams=streams, threads=self.options.threads or 1
         )
         engine = self.detector.engine(plan)
         rng = np.random.default_rng(0)

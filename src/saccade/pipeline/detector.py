@@ -10,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from saccade import backends, contracts
+from saccade import backends, bundles, contracts
 from saccade.contracts.resolve import check_thresholds
-from saccade.errors import EngineError
+from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
+from saccade.pipeline.run import RunOptions
 from saccade.pipeline.sources import SourceItem, expand
 from saccade.pipeline.stages import Lane, Stages
 from saccade.profiler.machine import num_cores
@@ -42,19 +43,20 @@ def load(
     *,
     preset: str | None = None,
     contract: str | Path | None = None,
-    backend: str = "onnxruntime",
-    precision: Precision = "fp32",
+    backend: str | None = None,
+    precision: Precision | None = None,
     size_hw: tuple[int, int] | None = None,
     labels: Sequence[str] = (),
 ) -> Detector:
     """Load a detector.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a bundle: a folder that `saccade build` wrote. A bundle says all
+            the rest by itself.
         preset: Name of a preset that says how pictures go in and outputs are read.
         contract: Path of a TOML file that says so.
-        backend: The runtime, see `saccade doctor`.
-        precision: Arithmetic of the runtime; what it cannot do is an error.
+        backend: The runtime, see `saccade doctor`; default "onnxruntime".
+        precision: Arithmetic of the runtime, default "fp32"; what it cannot do is an error.
         size_hw: Height and width of the input, if the graph leaves them free.
         labels: Class names, index 0 first, in place of those in the model.
 
@@ -65,15 +67,75 @@ def load(
         ModelError: The file cannot be read.
         ContractError: How the model is fed or read is not clear.
         BackendUnavailable: The runtime is not installed.
+        BuildError: The bundle was checked with another machine or version.
         InputError: The call is wrong.
     """
-    read = read_model(model)
+    if bundles.is_bundle(model):
+        given = {
+            "preset": preset,
+            "contract": contract,
+            "backend": backend,
+            "precision": precision,
+            "size_hw": size_hw,
+            "labels": tuple(labels) or None,
+        }
+        return _load_bundle(Path(model), [name for name, v in given.items() if v is not None])
+    resolved, made = _resolve(model, preset, contract, size_hw, tuple(labels))
+    plan = Plan(backend or "onnxruntime", precision or "fp32")
+    return Detector(resolved, made, plan=plan)
+
+
+def _resolve(
+    path: str | Path,
+    preset: str | None,
+    contract: str | Path | None,
+    size_hw: tuple[int, int] | None,
+    labels: tuple[str, ...],
+) -> tuple[Model, Contract]:
+    read = read_model(path)
     signature = signature_of(read, size_hw)
-    made = contracts.resolve(signature, preset=preset, contract=contract, labels=tuple(labels))
+    made = contracts.resolve(signature, preset=preset, contract=contract, labels=labels)
     if made.input.size_hw != signature.size_hw:
         signature = signature_of(read, made.input.size_hw)
-    resolved = dataclasses.replace(read, outputs=signature.outputs)
-    return Detector(resolved, made, backend=backend, precision=precision)
+    return dataclasses.replace(read, outputs=signature.outputs), made
+
+
+def _load_bundle(folder: Path, given: Sequence[str]) -> Detector:
+    """Load what a bundle says, on a machine that its evidence holds for."""
+    if given:
+        raise InputError(
+            f"{', '.join(given)} must be left out for a bundle: they were chosen and checked when "
+            f"{folder.name} was built; build again with 'saccade build --from {folder}', or load "
+            f"its network alone, unchecked: {folder / 'model.onnx'} with contract "
+            f"{folder / 'contract.toml'}"
+        )
+    bundle = bundles.read_bundle(folder)
+    mismatches = tuple(bundles.fits(bundle))
+    _check_fit(bundle, mismatches)
+    model, contract = _resolve(bundle.model_path, None, bundle.contract_path, None, ())
+    manifest = bundle.manifest
+    suggested = RunOptions(
+        batch=manifest.plan.batch,
+        streams=manifest.plan.streams,
+        threads=manifest.plan.threads,
+        workers=manifest.workers,
+        scaled_decode=manifest.scaled_decode,
+    )
+    return Detector(model, contract, plan=bundle.plan, suggested=suggested, mismatches=mismatches)
+
+
+def _check_fit(bundle: bundles.Bundle, mismatches: Sequence[bundles.Mismatch]) -> None:
+    wrong = [mismatch for mismatch in mismatches if mismatch.matters]
+    if not wrong:
+        return
+    name = bundle.plan.backend
+    is_there = name in backends.names() and backends.get(name).probe().ok
+    failure = BuildError if is_there else BackendUnavailable
+    raise failure(
+        f"bundle {bundle.path} does not fit here: {'; '.join(map(str, wrong))}. Its answers were "
+        f"checked there, not here; run: saccade build --from {bundle.path} -o NEW_FOLDER, or load "
+        f"its network alone, unchecked: {bundle.model_path} with contract {bundle.contract_path}"
+    )
 
 
 class Detector:
@@ -87,16 +149,28 @@ class Detector:
         contract: How pictures go in and outputs are read.
         backend: Name of the runtime.
         precision: Arithmetic of the runtime.
+        suggested: How a bundle was built to run, or None; `saccade.run` follows it where its own
+            options leave something open.
+        mismatches: Where a bundle's machine differs from this one without harm to the answers.
     """
 
     def __init__(
-        self, model: Model, contract: Contract, *, backend: str, precision: Precision
+        self,
+        model: Model,
+        contract: Contract,
+        *,
+        plan: Plan,
+        suggested: RunOptions | None = None,
+        mismatches: tuple[bundles.Mismatch, ...] = (),
     ) -> None:
         self.model = model
         self.contract = contract
-        self.backend = backend
-        self.precision: Precision = precision
-        self._runtime = backends.get(backend)
+        self.backend = plan.backend
+        self.precision: Precision = plan.precision
+        self.suggested = suggested
+        self.mismatches = mismatches
+        self._plan = plan
+        self._runtime = backends.get(plan.backend)
         self._engines: dict[Plan, Engine] = {}
         self._idle: list[tuple[Lane, Slot]] = []
         self._lock = threading.Lock()
@@ -180,9 +254,8 @@ class Detector:
         """A plan with this detector's back end and precision. A graph that fixes the batch
         decides it."""
         fixed = [s.shape[0] for s in self.model.inputs if s.shape and isinstance(s.shape[0], int)]
-        return Plan(
-            self.backend,
-            self.precision,
+        return dataclasses.replace(
+            self._plan,
             batch=batch or (int(fixed[0]) if fixed else 1),
             streams=streams,
             threads=threads,

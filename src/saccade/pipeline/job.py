@@ -91,7 +91,7 @@ def detect_to_folder(
         SinkError: Results could not be written; what was written before is safe.
         PictureError: With options.is_strict, the first picture that cannot be used.
     """
-    options = options or RunOptions()
+    options = (options or RunOptions()).settled(detector.suggested)
     thresholds = thresholds or detector.contract.detect
     began_s = time.perf_counter()
     source = expand(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,34 +27,48 @@ __all__ = ["Run", "RunOptions", "run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a job is run. None means: as this machine suggests.
+    """How a job is run. None means: as the bundle was built, else as this machine suggests.
 
     Attributes:
         batch: Pictures per inference; default 1, or what the graph fixes.
         streams: Inferences at the same time; default one per core.
-        threads: Threads inside one inference; default 1 when overlapped.
+        threads: Threads inside one inference; default 1.
         workers: Threads that decode, prepare and suppress; default one per core.
         is_overlapped: False runs one stage of one picture after the other: the reference.
         is_strict: True raises the first picture's error instead of reporting it in its place.
         max_pixels: Larger pictures are refused before they are decoded.
         scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. This
-            changes answers.
+            changes answers; default no.
     """
 
     batch: int | None = None
     streams: int | None = None
-    threads: int = 1
+    threads: int | None = None
     workers: int | None = None
     is_overlapped: bool = True
     is_strict: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
-    scaled_decode: bool = False
+    scaled_decode: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "streams", "threads", "workers", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+
+    def settled(self, suggested: RunOptions | None) -> RunOptions:
+        """These options with what they leave open taken from a bundle's; what is given wins.
+
+        The batch, streams and workers stay open where neither says anything.
+        """
+        base = suggested or RunOptions()
+        given = {
+            name: getattr(self, name) if getattr(self, name) is not None else getattr(base, name)
+            for name in ("batch", "streams", "workers", "threads", "scaled_decode")
+        }
+        given["threads"] = given["threads"] or 1
+        given["scaled_decode"] = bool(given["scaled_decode"])
+        return dataclasses.replace(self, **given)
 
 
 def run(
@@ -99,13 +114,16 @@ class Run:
         options: RunOptions,
     ) -> None:
         cores = num_cores()
+        options = options.settled(detector.suggested)
         streams = (options.streams or cores) if options.is_overlapped else 1
-        self.plan = detector.plan(batch=options.batch, streams=streams, threads=options.threads)
+        self.plan = detector.plan(
+            batch=options.batch, streams=streams, threads=options.threads or 1
+        )
         stages = detector.stages(
             thresholds,
             batch=self.plan.batch,
             max_pixels=options.max_pixels,
-            scaled_decode=options.scaled_decode,
+            scaled_decode=bool(options.scaled_decode),
         )
         engine = detector.engine(self.plan)
         self.fallbacks = engine.fallbacks
