@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,8 +139,14 @@ def test_strict_stops_at_the_first_and_keeps_what_was_done(shared, good, tmp_pat
     assert [json.loads(line)["path"] for line in lines] == inputs
 
 
-def test_unreadable_files_are_told(detector, good, tmp_path):
-    locked = tmp_path / "locked.jpg"
+def test_unreadable_files_are_told(detector, good):
+    # Not below tmp_path, whose folders only their owner may enter.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        check_unreadable(detector, good, Path(folder) / "locked.jpg")
+
+
+def check_unreadable(detector, good, locked):
     locked.write_bytes(good[0].read_bytes())
     locked.chmod(0)
     # Root may read everything, so the process gives that up once all is imported and loaded.

@@ -47,7 +47,8 @@ def main() -> NoReturn:
         app.command(f"saccade.cli.{target}", name=name, help=line)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app() or 0
+        # A lone dash looks like an option; "@-" says the same to those who read the inputs.
+        code = app(["@-" if token == "-" else token for token in sys.argv[1:]]) or 0
     except SaccadeError as exc:
         _complain(exc)
         code = 2 if isinstance(exc, InputError) else 1

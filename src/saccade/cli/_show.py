@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = ["human_bytes", "human_count", "print_json", "print_table", "progress"]
 
+_FILE_WIDTH = 1000
+
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on standard output."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=2)
     sys.stdout.write(text.decode() + "\n")
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: paths are text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -31,7 +41,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    # Cells are wrapped for people only: a command to copy must stay in one piece in a file.
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ PICTURE_ENDINGS = frozenset(
 VIDEO_ENDINGS = frozenset(
     "mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp mts m2ts ogv".split()  # noqa: SIM905
 )
+_STDIN = ("-", "@-")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +57,7 @@ def expand(inputs: Input | Iterable[Input]) -> Iterator[SourceItem]:
     An input is, in this order of trial:
 
         bytes, an array   a picture
-        -                 a list of paths on standard input
+        - or @-           a list of paths on standard input
         a folder          the pictures in it and below it, sorted by name in each folder
         a .txt file       a list of paths; also @FILE
         a file            a picture, whatever its ending
@@ -108,7 +109,7 @@ def _path_of(one: object) -> str | None:
 
 
 def _is_stdin(one: object) -> bool:
-    return _path_of(one) == "-"
+    return _path_of(one) in _STDIN
 
 
 def _check(inputs: Sequence[Input]) -> None:
@@ -135,7 +136,7 @@ def _check(inputs: Sequence[Input]) -> None:
 
 
 def _is_missing(path: str | None) -> bool:
-    if path is None or path == "-" or _is_pattern(path):
+    if path is None or path in _STDIN or _is_pattern(path):
         return False
     return not (_exists(path) or (path.startswith("@") and _exists(path[1:])))
 
@@ -195,8 +196,8 @@ def _checked(array: np.ndarray) -> np.ndarray | PictureError:
 
 def _named(path: str) -> Iterator[tuple[str, Piece]]:
     """What a path stands for that somebody wrote: a folder, a list, a pattern or a picture."""
-    if path == "-":
-        yield from _listed(path)
+    if path in _STDIN:
+        yield from _listed("-")
     elif os.path.isdir(path):
         yield from _folder(path)
     elif path.startswith("@") and not _exists(path):
@@ -276,7 +277,11 @@ def _ending(path: str) -> str:
 
 
 def _exists(path: str) -> bool:
+    """Whether there is something of that name, as far as this process may know."""
     try:
-        return os.path.lexists(path)
-    except ValueError:
+        os.lstat(path)
+    except PermissionError:
+        return True  # reading it will say why not
+    except (OSError, ValueError):
         return False
+    return True
