@@ -1,0 +1,196 @@
+"""The torch engine on a CUDA device: static buffers, a stream of its own, a graph of its own.
+
+Every launch goes to the engine's own stream, tied to the caller's by two events: torch's allocator
+hands memory out again only on the stream it was freed on, so one stream means one workspace.
+
+    caller's stream   --record--+                                  +--wait-->
+                                |                                  |
+    engine's stream             +--wait-- program, copies --record-+
+
+If the caller is capturing, the program is launched into the capture; otherwise the engine's own
+graph is replayed. Both work in the same private pool of memory, which load has filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from saccade.backends._torch_ops.program import Source, lower
+from saccade.backends.torch import translated
+from saccade.errors import BackendUnavailable, EngineError
+from saccade.types import DeviceBuffer, Fallback, Plan
+
+__all__ = ["TorchDeviceEngine", "prepare_program"]
+
+WARM_UPS = 3
+HALVES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchDeviceEngine:
+    """See saccade.types.DeviceEngine. One caller at a time, in the order of one stream.
+
+    Args:
+        source: A checked graph.
+        plan: The plan.
+        options: Of the back end, complete.
+        shapes: Input name to shape.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        options: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.plan = plan
+        self.fallbacks: tuple[Fallback, ...] = ()
+        self._device = _device(plan)
+        self._is_open = True
+        with torch.cuda.device(self._device), torch.inference_mode():
+            torch.cuda.empty_cache()
+            reserved_bytes = torch.cuda.memory_reserved()
+            self._stream = torch.cuda.Stream(self._device)
+            self._pool = torch.cuda.MemPool()
+            half = HALVES[plan.precision] if options["input"] == "plan" else None
+            self._fed = {
+                spec.name: torch.zeros(
+                    shapes[spec.name], dtype=_fed_type(spec.dtype, half), device=self._device
+                )
+                for spec in source.model.inputs
+            }
+            before_bytes = torch.cuda.memory_allocated()
+            self._program = prepare_program(source, plan, options, shapes)
+            self.weight_bytes = torch.cuda.memory_allocated() - before_bytes
+            self._given: dict[str, torch.Tensor] = {}
+            self._warm_up([spec.name for spec in source.model.outputs])
+            self._graph = self._captured()
+            torch.cuda.empty_cache()
+            self.reserved_bytes = torch.cuda.memory_reserved() - reserved_bytes
+        self.inputs: Mapping[str, DeviceBuffer] = _buffers(self._fed)
+        self.outputs: Mapping[str, DeviceBuffer] = _buffers(self._given)
+        # What the allocator holds for this engine, in its own granules.
+        buffers = (*self.inputs.values(), *self.outputs.values())
+        named_bytes = self.weight_bytes + sum(buffer.num_bytes for buffer in buffers)
+        self.workspace_bytes = max(self.reserved_bytes - named_bytes, 0)
+
+    def enqueue(self, stream: int) -> None:
+        """Launch one inference of the whole batch behind what the stream already holds."""
+        if not self._is_open:
+            raise EngineError("this engine is closed; load the model again")
+        with translated("run", EngineError), torch.cuda.device(self._device):
+            caller = torch.cuda.ExternalStream(stream, device=self._device)
+            with torch.cuda.stream(caller):
+                is_capturing = torch.cuda.is_current_stream_capturing()
+            if not is_capturing:
+                with torch.cuda.stream(caller):
+                    self._graph.replay()
+                return
+            self._stream.wait_event(caller.record_event())
+            self._launch()
+            caller.wait_event(self._stream.record_event())
+
+    def close(self) -> None:
+        """Release the device memory. The buffers must not be used afterwards."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            self._graph.reset()
+            self._fed, self._given = {}, {}
+            del self._program, self._graph, self._pool
+            torch.cuda.empty_cache()
+
+    def _launch(self) -> None:
+        """The program and the copies into the output buffers, on the engine's own stream."""
+        with (
+            torch.inference_mode(),
+            torch.cuda.stream(self._stream),
+            torch.cuda.use_mem_pool(self._pool, self._device),
+        ):
+            answers = self._program(*self._fed.values())
+            for buffer, answer in zip(self._given.values(), answers, strict=True):
+                buffer.copy_(answer)
+
+    def _warm_up(self, names: list[str]) -> None:
+        """Compile, let libraries choose their algorithms, then fill the pool.
+
+        The first run is outside the pool: what choosing took is given back afterwards.
+        """
+        with torch.cuda.stream(self._stream):
+            answers = self._program(*self._fed.values())
+            self._given = {
+                name: torch.empty_like(answer, memory_format=torch.contiguous_format)
+                for name, answer in zip(names, answers, strict=True)
+            }
+            del answers
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        for _ in range(WARM_UPS):
+            self._launch()
+        torch.cuda.synchronize()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool.id, stream=self._stream):
+            answers = self._program(*self._fed.values())
+            for buffer, answer in zip(self._given.values(), answers, strict=True):
+                buffer.copy_(answer)
+            del answers
+        return graph
+
+
+def prepare_program(
+    source: Source, plan: Plan, options: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[..., Any]:
+    """The program on the plan's device, compiled if the options say so."""
+    device = _device(plan)
+    # Both are process-wide settings of torch; each load sets what its plan says.
+    torch.backends.cuda.matmul.allow_tf32 = options["tf32"] == "1"
+    torch.backends.cudnn.allow_tf32 = options["tf32"] == "1"
+    torch.backends.cudnn.benchmark = True
+    half = HALVES[plan.precision]
+    program: Callable[..., Any] = lower(source, shapes, half=half, is_channels_last=True).to(device)
+    if options["compile"] == "none":
+        return program
+    mode = "default" if options["compile"] == "inductor" else "max-autotune-no-cudagraphs"
+    compiled: Callable[..., Any] = torch.compile(program, mode=mode, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def _device(plan: Plan) -> torch.device:
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            f"device {plan.device!r} needs a CUDA device and a torch built for CUDA; torch "
+            f"{torch.__version__} sees none; check nvidia-smi and install torch with CUDA"
+        )
+    name, _, number = plan.device.partition(":")
+    num = torch.cuda.device_count()
+    if name != "cuda" or not (number or "0").isdigit() or int(number or 0) >= num:
+        raise BackendUnavailable(
+            f"device must be 'cuda:N' with N below {num}, got {plan.device!r}; "
+            "choose one that saccade doctor lists"
+        )
+    return torch.device("cuda", int(number or 0))
+
+
+def _fed_type(dtype: str, half: torch.dtype | None) -> torch.dtype:
+    stored: torch.dtype = getattr(torch, dtype)
+    return half if half is not None and stored.is_floating_point else stored
+
+
+def _buffers(tensors: Mapping[str, torch.Tensor]) -> dict[str, DeviceBuffer]:
+    return {name: _buffer(tensor) for name, tensor in tensors.items()}
+
+
+def _buffer(tensor: torch.Tensor) -> DeviceBuffer:
+    return DeviceBuffer(
+        pointer=tensor.data_ptr(),
+        shape=tuple(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        num_bytes=tensor.numel() * tensor.element_size(),
+    )
