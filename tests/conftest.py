@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-KNOWN_NEEDS = ("shared", "openvino", "root")
+KNOWN_NEEDS = ("shared", "openvino", "torch", "root")
 REQUIRED = tuple(filter(None, os.environ.get("SACCADE_REQUIRE", "").split(",")))
 
 
