@@ -17,6 +17,7 @@ import numpy as np
 
 __all__ = [
     "IOU_THRESHOLDS",
+    "ClassPool",
     "Found",
     "Matches",
     "Pool",
@@ -79,7 +80,7 @@ class Matches:
     num_truth: int
 
 
-class _ClassPool(NamedTuple):
+class ClassPool(NamedTuple):
     """One class in all pictures: detections best first, and which picture each is from."""
 
     image_index: np.ndarray
@@ -98,7 +99,7 @@ class Pool:
     """
 
     num_images: int
-    by_class: Mapping[int, _ClassPool]
+    by_class: Mapping[int, ClassPool]
 
 
 def match_image(
@@ -199,7 +200,7 @@ def pool(images: Sequence[Mapping[int, Matches]]) -> Pool:
     return Pool(len(images), {c: _pool_class(images, c) for c in classes})
 
 
-def _pool_class(images: Sequence[Mapping[int, Matches]], number: int) -> _ClassPool:
+def _pool_class(images: Sequence[Mapping[int, Matches]], number: int) -> ClassPool:
     here = [(i, image[number]) for i, image in enumerate(images) if number in image]
     scores = np.concatenate([matches.scores for _, matches in here])
     order = np.argsort(-scores, kind="stable")
@@ -208,7 +209,7 @@ def _pool_class(images: Sequence[Mapping[int, Matches]], number: int) -> _ClassP
     is_ignored = np.concatenate([matches.is_ignored for _, matches in here], axis=1)
     num_truth = np.zeros(len(images), np.int64)
     num_truth[[i for i, _ in here]] = [matches.num_truth for _, matches in here]
-    return _ClassPool(index[order], is_true[:, order], ~(is_true | is_ignored)[:, order], num_truth)
+    return ClassPool(index[order], is_true[:, order], ~(is_true | is_ignored)[:, order], num_truth)
 
 
 def precision_table(pooled: Pool, weights: np.ndarray | None = None) -> dict[int, np.ndarray]:
@@ -230,7 +231,7 @@ def precision_table(pooled: Pool, weights: np.ndarray | None = None) -> dict[int
     return table
 
 
-def _class_precision(one: _ClassPool, weight: np.ndarray, num_truth: float) -> np.ndarray:
+def _class_precision(one: ClassPool, weight: np.ndarray, num_truth: float) -> np.ndarray:
     true = np.cumsum(one.is_true * weight, axis=1)
     false = np.cumsum(one.is_false * weight, axis=1)
     precision = true / (true + false + np.spacing(1))

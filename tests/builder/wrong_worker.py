@@ -1,0 +1,22 @@
+"""A worker process that also knows the back ends that are wrong on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import saccade.backends
+
+FOLDER = Path(__file__).parent / "wrong_backends"
+
+
+def install() -> None:
+    """Put the wrong back ends where back ends are looked for."""
+    if str(FOLDER) not in saccade.backends.__path__:
+        saccade.backends.__path__.append(str(FOLDER))
+
+
+if __name__ == "__main__":
+    install()
+    from saccade.builder.worker import main
+
+    main()
