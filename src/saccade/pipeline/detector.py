@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from saccade import backends, bundles, contracts
 from saccade.contracts.resolve import check_thresholds
@@ -17,7 +17,7 @@ from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
 from saccade.pipeline.run import RunOptions
 from saccade.pipeline.sources import SourceItem, expand
-from saccade.pipeline.stages import Lane, Stages
+from saccade.pipeline.stages import Lane, Stages, StageTimes
 from saccade.profiler.machine import num_cores
 from saccade.types import (
     Contract,
@@ -35,7 +35,7 @@ from saccade.vision.decode import DEFAULT_MAX_PIXELS
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Detector", "load"]
+__all__ = ["Detector", "Timed", "load"]
 
 
 def load(
@@ -138,6 +138,18 @@ def _check_fit(bundle: bundles.Bundle, mismatches: Sequence[bundles.Mismatch]) -
     )
 
 
+class Timed(NamedTuple):
+    """Detections of one picture and what each stage took.
+
+    Attributes:
+        detections: What was found.
+        wall_s: Seconds by stage: decode, prepare, infer, suppress.
+    """
+
+    detections: Detections
+    wall_s: dict[str, float]
+
+
 class Detector:
     """A model with its contract. Thread-safe; a context manager.
 
@@ -196,15 +208,33 @@ class Detector:
             PictureError: The picture cannot be used.
             EngineError: The engine failed.
         """
+        thresholds = self.thresholds(score, iou, max_detections)
+        return self.timed(picture, thresholds=thresholds).detections
+
+    def timed(
+        self, picture: str | Path | bytes | np.ndarray, *, thresholds: Thresholds | None = None
+    ) -> Timed:
+        """Find objects in one picture, and say what each stage took.
+
+        Args:
+            picture: A path, the bytes of an encoded picture, or (h, w, 3) uint8 RGB.
+            thresholds: In place of the contract's.
+
+        Raises:
+            PictureError: The picture cannot be used.
+            EngineError: The engine failed.
+        """
         plan = self.plan(threads=num_cores())
-        stages = self.stages(self.thresholds(score, iou, max_detections), batch=plan.batch)
+        stages = self.stages(thresholds or self.contract.detect, batch=plan.batch)
         item = self._single(picture)
         lane, slot = self._take(stages, plan)
+        lane.times = StageTimes()
         try:
             source = stages.decode(lane, item)
             placement = stages.prepare(lane, source, slot, 0)
             outputs = stages.infer(lane, slot, 1)
-            return stages.suppress(lane, outputs, [placement])[0]
+            found = stages.suppress(lane, outputs, [placement])[0]
+            return Timed(found, lane.times.wall_s)
         finally:
             with self._lock:
                 self._idle.append((lane, slot))
