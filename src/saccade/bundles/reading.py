@@ -95,6 +95,11 @@ def _read_manifest(folder: Path) -> bytes:
     path = folder / NAME
     if not folder.is_dir():
         raise ModelError("a bundle must be a folder, this is not one; check the path")
+    if (folder / "saved_model.pb").is_file():
+        raise ModelError(
+            "a model must be an ONNX file, this is a TensorFlow SavedModel; convert it with "
+            f"'python -m tf2onnx.convert --saved-model {folder} --output model.onnx'"
+        )
     if path.is_symlink() or not path.is_file():
         raise ModelError(
             f"a bundle must hold a plain file {NAME}, this folder holds none; write one with "
