@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import Any, Protocol
 
 from saccade.bundles.fitting import needs_of
 from saccade.bundles.manifest import NAME, FileEntry, Manifest, check_name, decode, encode
+from saccade.bundles.plain import plain
 from saccade.bundles.reading import (
     CONTRACT_FILE,
     ENGINES_FOLDER,
@@ -34,14 +32,41 @@ from saccade.graph.reading import read_model
 from saccade.profiler.machine import machine
 from saccade.types import Contract
 
-if TYPE_CHECKING:
-    from saccade.builder.records import BuildRecord, Row
-
-__all__ = ["BundleExtras", "EngineFile", "write_bundle"]
+__all__ = ["Build", "BundleExtras", "EngineFile", "write_bundle"]
 
 _RESERVED = (MODEL_FILE, CONTRACT_FILE, LABELS_FILE, NAME)
 _CURRENT_FOLDER = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE
+
+
+class Build(Protocol):
+    """What a bundle takes from a build: `saccade.builder.records.BuildRecord`, seen from below.
+
+    Each row has a candidate (recipe, plan, workers, scaled_decode), a verdict and a speed.
+    """
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_digest(self) -> str: ...
+    @property
+    def objective(self) -> str: ...
+    @property
+    def latency_ms(self) -> float | None: ...
+    @property
+    def limits(self) -> Any: ...
+    @property
+    def rows(self) -> Sequence[Any]: ...
+    @property
+    def reference(self) -> int: ...
+    @property
+    def chosen(self) -> int: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+    @property
+    def seconds(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +108,7 @@ def write_bundle(
     *,
     model_path: Path,
     contract: Contract,
-    record: BuildRecord,
+    record: Build,
     extras: BundleExtras | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -199,7 +224,7 @@ def _put(folder: Path, name: str, content: bytes | Path) -> FileEntry:
 
 
 def _manifest(
-    contract: Contract, record: BuildRecord, extras: BundleExtras, entries: dict[str, FileEntry]
+    contract: Contract, record: Build, extras: BundleExtras, entries: dict[str, FileEntry]
 ) -> Manifest:
     row, here = record.rows[record.chosen], machine()
     candidate = row.candidate
@@ -217,13 +242,13 @@ def _manifest(
         plan=candidate.plan,
         workers=candidate.workers,
         scaled_decode=candidate.scaled_decode,
-        recipe=_plain(candidate.recipe),
-        calibration=_plain(extras.calibration),
-        gate={"limits": _plain(record.limits), "verdict": _plain(row.verdict)},
+        recipe=plain(candidate.recipe),
+        calibration=plain(extras.calibration),
+        gate={"limits": plain(record.limits), "verdict": plain(row.verdict)},
         engines={target: _facts(target, one) for target, one in sorted(extras.engines.items())},
         needs=needs_of(candidate.plan.backend, candidate.plan.device, here),
-        settings=_plain(extras.settings),
-        machine=_plain(here),
+        settings=plain(extras.settings),
+        machine=plain(here),
         created=_created(record, row),
     )
 
@@ -232,11 +257,11 @@ def _facts(target: str, engine: EngineFile) -> dict[str, Any]:
     return {
         "file": f"{ENGINES_FOLDER}/{target}.engine",
         "package": engine.package,
-        **_plain(engine.facts),
+        **plain(engine.facts),
     }
 
 
-def _created(record: BuildRecord, row: Row) -> dict[str, Any]:
+def _created(record: Build, row: Any) -> dict[str, Any]:
     """All that two equal builds may differ in."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -245,26 +270,9 @@ def _created(record: BuildRecord, row: Row) -> dict[str, Any]:
         "latency_ms": record.latency_ms,
         "verdict": record.verdict,
         "notes": list(record.notes),
-        "speed": _plain(row.speed),
-        "reference_speed": _plain(record.rows[record.reference].speed),
+        "speed": plain(row.speed),
+        "reference_speed": plain(record.rows[record.reference].speed),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and mappings as JSON values, keys in order."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # Not dataclasses.asdict: it copies mappings that cannot be copied.
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return msgspec.to_builtins(value, enc_hook=_number)
-
-
-def _number(value: Any) -> Any:
-    """NumPy's numbers and paths."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _sync(path: Path) -> None:
