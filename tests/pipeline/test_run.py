@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 import pytest
 
@@ -207,6 +208,21 @@ def test_two_runs_at_the_same_time_do_not_mix(detector, pictures, expected):
     runs = [saccade.run(detector, pictures, workers=2) for _ in range(3)]
     mixed = [[outcome(r) for r in several] for several in zip(*runs, strict=True)]
     assert mixed == [[one] * 3 for one in expected]
+
+
+def test_opencv_gets_its_threads_back_in_whatever_order_runs_end(detector, pictures):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first = saccade.run(detector, pictures)
+        second = saccade.run(detector, pictures)
+        assert cv2.getNumThreads() == 1
+        first.close()
+        assert cv2.getNumThreads() == 1
+        second.close()
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("name", ["batch", "streams", "threads", "workers", "max_pixels"])

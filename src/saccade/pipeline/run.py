@@ -130,22 +130,28 @@ class Run:
         size_hw = detector.contract.input.size_hw
         self._is_strict = options.is_strict
         self._is_closed = False
+        if not options.is_overlapped:
+            slots = [engine.open_slot(size_hw)]
+        elif self.plan.batch == 1:
+            slots = [
+                engine.open_slot(size_hw) for _ in range(max(streams, options.workers or cores))
+            ]
+        else:
+            slots = [engine.open_slot(size_hw) for _ in range(streams + 1)]
+        # Nothing that can fail comes after this: what is entered here is left in close().
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(single_threaded_cv2())
         if options.is_overlapped:
-            workers = options.workers or cores
-            num_slots = max(streams, workers) if self.plan.batch == 1 else streams + 1
-            slots = [engine.open_slot(size_hw) for _ in range(num_slots)]
             self._results: Overlapped | _Serial = Overlapped(
                 stages,
                 slots,
                 source,
                 batch=self.plan.batch,
                 streams=streams,
-                workers=workers,
+                workers=options.workers or cores,
             )
         else:
-            self._results = _Serial(stages, engine.open_slot(size_hw), source, self.plan.batch)
+            self._results = _Serial(stages, slots[0], source, self.plan.batch)
 
     @property
     def times(self) -> StageTimes:

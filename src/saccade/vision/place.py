@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -23,15 +24,32 @@ _CV2_INTERPOLATION = {
 }
 
 
+class _Users:
+    """How many want OpenCV single-threaded, and the number to go back to after the last."""
+
+    lock = threading.Lock()
+    num = 0
+    num_threads_before = 0
+
+
 @contextlib.contextmanager
 def single_threaded_cv2() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own, process-wide; the old number comes back."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    """Keep OpenCV from starting threads of its own, process-wide.
+
+    The old number comes back when the last of all concurrent users leaves, in whatever order.
+    """
+    with _Users.lock:
+        if _Users.num == 0:
+            _Users.num_threads_before = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+        _Users.num += 1
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        with _Users.lock:
+            _Users.num -= 1
+            if _Users.num == 0:
+                cv2.setNumThreads(_Users.num_threads_before)
 
 
 def placement_of(source_wh: tuple[int, int], rule: InputRule) -> Placement:
