@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-KNOWN_NEEDS = ("shared", "openvino", "torch", "root", "chromium", "tensorrt_rtx")
+KNOWN_NEEDS = ("shared", "openvino", "torch", "root", "chromium", "tensorrt_rtx", "nvrtc", "gpu")
 REQUIRED = tuple(filter(None, os.environ.get("SACCADE_REQUIRE", "").split(",")))
 
 
