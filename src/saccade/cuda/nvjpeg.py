@@ -1,0 +1,259 @@
+"""JPEG on the GPU, many pictures a call: the one file that talks to nvJPEG.
+
+The card's own JPEG engine is used where it has one (then decoding takes nothing from the network),
+else the decoder that runs on its cores. Both do baseline JPEG of one or three channels; anything
+else is for the CPU, see `shape_for_gpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+from saccade.cuda import driver
+from saccade.cuda.runtime import Device, Stream
+from saccade.errors import BackendUnavailable, EngineError, SaccadeError
+from saccade.vision.exif import orientation_of_block
+
+__all__ = ["Engine", "JpegBatchError", "JpegDecoder", "shape_for_gpu"]
+
+_STATUS = (
+    "success", "not initialised", "invalid parameter", "bad JPEG", "JPEG not supported",
+    "allocator failure", "execution failed", "architecture mismatch", "internal error",
+    "implementation not supported", "incomplete bitstream",
+)  # fmt: skip
+_RGB_INTERLEAVED = 5
+_BASELINE = 0xC0
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_NOT_SEGMENTS = frozenset((0x00, 0x01, 0xFF, *range(0xD0, 0xDA)))
+
+
+class Engine(enum.IntEnum):
+    """Who decodes, by nvJPEG's numbers."""
+
+    CPU_HUFFMAN = 1
+    CORES = 2
+    HARDWARE = 3
+
+
+class JpegBatchError(SaccadeError):
+    """A batch was refused as a whole; at least one picture of it is not what it seems."""
+
+
+class _Image(ctypes.Structure):
+    _fields_ = (("channel", ctypes.c_void_p * 4), ("pitch", ctypes.c_size_t * 4))
+
+
+_Malloc = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_void_p
+)
+_Free = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+)
+
+
+class _Allocator(ctypes.Structure):
+    _fields_ = (("malloc", _Malloc), ("free", _Free), ("context", ctypes.c_void_p))
+
+
+def shape_for_gpu(data: Any) -> tuple[int, int] | None:
+    """Width and height of a JPEG that nvJPEG's batches can do, or None.
+
+    That is baseline, 8 bits, 1 or 3 channels, and stored upright. A file that does not end with
+    its end marker, or whose header does not make sense, is left to the CPU, whose decoder is the
+    judge of what is broken.
+    """
+    if data[:3] != b"\xff\xd8\xff" or bytes(data[-2:]) != b"\xff\xd9":
+        return None
+    at, end = 2, len(data)
+    found: tuple[int, int] | None = None
+    while at + 10 <= end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return found if found and min(found) > 0 else None
+        after = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker in _SOF:
+            if marker != _BASELINE or data[at + 4] != 8 or data[at + 9] not in (1, 3):
+                return None
+            found = (data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6])
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            if orientation_of_block(bytes(data[at + 10 : after])) != 1:
+                return None
+        elif marker in _NOT_SEGMENTS:
+            return None
+        at = after
+    return None
+
+
+class JpegDecoder:
+    """Decodes batches to packed RGB in device memory. One thread at a time.
+
+    Args:
+        device: Where.
+        batch: Pictures per call at most.
+        engine: Who decodes; None takes the card's JPEG engine, or its cores if it has none.
+
+    Attributes:
+        engine: Who decodes.
+        num_allocations: Buffers that nvJPEG asked for so far, on the device and pinned.
+        allocated_bytes: Device memory it holds now.
+
+    Raises:
+        BackendUnavailable: The library is missing, or cannot do what is asked.
+    """
+
+    def __init__(self, device: Device, batch: int, *, engine: Engine | None = None) -> None:
+        self._library = _load_library()
+        self._device = device
+        self.num_allocations = 0
+        self.allocated_bytes = 0
+        self._callbacks = self._make_allocators()
+        self._handle = ctypes.c_void_p()
+        self._state = ctypes.c_void_p()
+        for candidate in [engine] if engine is not None else [Engine.HARDWARE, Engine.CORES]:
+            status = self._create(candidate)
+            if status == 0:
+                self.engine = candidate
+                break
+        else:
+            raise BackendUnavailable(
+                f"nvJPEG must be able to decode on {device.name}, it says "
+                f"{_spelled(status)!r} for {candidate.name}; decode on the CPU"
+            )
+        self._pointers = (ctypes.c_void_p * batch)()
+        self._lengths = (ctypes.c_size_t * batch)()
+        self._images = (_Image * batch)()
+        self._initialised_for = 0
+
+    def _create(self, engine: Engine) -> int:
+        on_device, pinned = self._callbacks[:2]
+        status = self._library.nvjpegCreateExV2(
+            int(engine),
+            ctypes.byref(on_device),
+            ctypes.byref(pinned),
+            0,
+            ctypes.byref(self._handle),
+        )
+        if status:
+            return int(status)
+        return int(self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(self._state)))
+
+    def decode(
+        self,
+        stream: Stream,
+        pictures: Sequence[bytes],
+        targets: Sequence[tuple[int, int]],
+        *,
+        threads: int = 1,
+    ) -> None:
+        """Enqueue the decoding of a batch.
+
+        Args:
+            stream: The result is there when it has passed.
+            pictures: Files that `shape_for_gpu` accepts; they must not change until then.
+            targets: Device address and bytes from row to row of each picture.
+            threads: CPU threads that the library may use.
+
+        Raises:
+            JpegBatchError: The batch was refused; none of the targets may be used.
+            EngineError: The device failed.
+        """
+        num = len(pictures)
+        for i, (data, (address, pitch)) in enumerate(zip(pictures, targets, strict=True)):
+            self._pointers[i] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
+            self._lengths[i] = len(data)
+            self._images[i].channel[0] = address
+            self._images[i].pitch[0] = pitch
+        if self._initialised_for != num:
+            self._check(
+                self._library.nvjpegDecodeBatchedInitialize(
+                    self._handle, self._state, num, threads, _RGB_INTERLEAVED
+                )
+            )
+            self._initialised_for = num
+        status = self._library.nvjpegDecodeBatched(
+            self._handle,
+            self._state,
+            self._pointers,
+            self._lengths,
+            self._images,
+            ctypes.c_void_p(stream.handle),
+        )
+        self._check(status)
+
+    def _check(self, status: int) -> None:
+        if not status:
+            return
+        # What a refused batch leaves behind in the library is not known.
+        self._initialised_for = 0
+        if status in (5, 6, 7, 8):
+            raise EngineError(
+                f"nvJPEG must decode on {self._device.name}, it says {_spelled(status)!r}; lower "
+                "the batch if memory is short, else decode on the CPU"
+            )
+        raise JpegBatchError(f"a batch of JPEGs was refused: {_spelled(status)}")
+
+    def _make_allocators(self) -> tuple[_Allocator, _Allocator]:
+        cuda = driver.bindings()
+
+        def allocate(function: Any, size: int, out: Any, *flags: Any) -> int:
+            code, address = function(max(size, 1), *flags)
+            if code != 0:
+                return 1
+            self.num_allocations += 1
+            out[0] = int(address)
+            return 0
+
+        def device_malloc(_: Any, out: Any, size: int, __: Any) -> int:
+            self.allocated_bytes += size
+            return allocate(cuda.cuMemAlloc, size, out)
+
+        def device_free(_: Any, address: Any, size: int, __: Any) -> int:
+            self.allocated_bytes -= size
+            return int(cuda.cuMemFree(address or 0)[0])
+
+        def pinned_malloc(_: Any, out: Any, size: int, __: Any) -> int:
+            return allocate(cuda.cuMemHostAlloc, size, out, cuda.CU_MEMHOSTALLOC_PORTABLE)
+
+        def pinned_free(_: Any, address: Any, __: int, ___: Any) -> int:
+            return int(cuda.cuMemFreeHost(address or 0)[0])
+
+        return (
+            _Allocator(_Malloc(device_malloc), _Free(device_free), None),
+            _Allocator(_Malloc(pinned_malloc), _Free(pinned_free), None),
+        )
+
+    def close(self) -> None:
+        """Release the library's memory; closing twice is no error."""
+        if self._state:
+            self._library.nvjpegJpegStateDestroy(self._state)
+            self._state = ctypes.c_void_p()
+        if self._handle:
+            self._library.nvjpegDestroy(self._handle)
+            self._handle = ctypes.c_void_p()
+
+
+def _spelled(status: int) -> str:
+    return _STATUS[status] if 0 <= status < len(_STATUS) else f"status {status}"
+
+
+def _load_library() -> ctypes.CDLL:
+    reasons = []
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return ctypes.CDLL(str(load_nvidia_dynamic_lib("nvjpeg").abs_path))
+    except Exception as exc:
+        # The finder raises several kinds of its own; the system's loader may know better.
+        reasons.append(str(exc).strip().split("\n")[0])
+    for name in ("libnvjpeg.so.13", "libnvjpeg.so"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError as exc:
+            reasons.append(str(exc))
+    raise BackendUnavailable(
+        f"JPEG on the GPU needs nvJPEG, which cannot be loaded ({'; '.join(reasons)}); install "
+        "nvidia-nvjpeg, or decode on the CPU"
+    )

@@ -1,0 +1,422 @@
+"""From encoded pictures to final boxes on one GPU.
+
+Two threads move slots; neither touches a pixel that the GPU can make:
+
+    feeder     takes a free slot, puts pictures in, enqueues decoding, then the slot's graph
+    caller     waits for the oldest slot, reads its boxes, frees it
+
+    feed stream     decode batch 2   | decode batch 3 | ...
+    work stream     graph of batch 1 | graph of batch 2 | ...
+
+A graph holds the upload of the table of pictures, prepare, the engine, and suppression; its last
+kernel writes final boxes to pinned memory. After load nothing is allocated on the device, except
+that nvJPEG grows its buffers when pictures larger than any before arrive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from saccade.cuda.head import read_head
+from saccade.cuda.nvjpeg import JpegDecoder
+from saccade.cuda.prepare import PICTURE, Preparer
+from saccade.cuda.runtime import Device
+from saccade.cuda.slots import Feeder, Slot, SlotSizes, slot_regions
+from saccade.cuda.suppress import MAX_CANDIDATES, Suppressor
+from saccade.errors import BuildError, EngineError, InputError, PictureError, SaccadeError
+from saccade.types import Contract, DeviceEngine, Result, Thresholds
+from saccade.vision.decode import DEFAULT_MAX_PIXELS
+
+__all__ = ["DevicePath", "PathOptions", "PathStats"]
+
+_FULL_HD_BYTES = 1920 * 1080 * 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathOptions:
+    """How much a path may hold and how it decodes.
+
+    Attributes:
+        num_slots: Batches in flight.
+        source_bytes: Device memory per slot for decoded pictures; default room for a batch of
+            Full HD.
+        staging_bytes: Pinned memory per slot for pictures decoded on the CPU; default 32 MiB, or
+            as source_bytes if all are.
+        decodes_on_gpu: False decodes everything on the CPU.
+        max_pixels: Larger pictures are refused.
+        max_candidates: Per picture, where rows of the head may give several classes.
+    """
+
+    num_slots: int = 3
+    source_bytes: int | None = None
+    staging_bytes: int | None = None
+    decodes_on_gpu: bool = True
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_candidates: int = MAX_CANDIDATES
+
+    def __post_init__(self) -> None:
+        if self.num_slots < 1:
+            raise InputError(f"num_slots must be at least 1, got {self.num_slots}")
+
+
+@dataclass(slots=True)
+class PathStats:
+    """What a path has done so far.
+
+    Attributes:
+        num_pictures: Pictures that went through the network.
+        num_batches: Batches.
+        decoded_on_gpu: Pictures.
+        decoded_on_cpu: Pictures that nvJPEG does not do.
+        feeding_s: Seconds in which the feeding thread worked, waiting for a free slot left out.
+        reading_s: Seconds in which the caller's thread read results.
+        gpu_busy_s: Seconds in which graphs ran.
+    """
+
+    num_pictures: int = 0
+    num_batches: int = 0
+    decoded_on_gpu: int = 0
+    decoded_on_cpu: int = 0
+    feeding_s: float = 0.0
+    reading_s: float = 0.0
+    gpu_busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A slot in flight: for each picture its place, or what is wrong with it."""
+
+    slot: Slot
+    first: int
+    wh: list[tuple[int, int] | None] = field(default_factory=list)
+    outcome: list[int | SaccadeError] = field(default_factory=list)
+
+
+class DevicePath:
+    """A loaded network with everything around it on one GPU. A context manager.
+
+    Args:
+        device: Where; it must be the engine's.
+        engine: A loaded network. The path does not close it.
+        contract: How pictures go in and outputs are read.
+        thresholds: What is kept; default the contract's.
+        options: How.
+        priors: For an ssd head with priors outside the graph, see `read_head`.
+
+    Attributes:
+        batch: Pictures per inference.
+        stats: What was done so far.
+
+    Raises:
+        BuildError: The contract asks for something the kernels cannot do.
+        ContractError: The contract does not fit the engine.
+        EngineError: There is not enough memory.
+        BackendUnavailable: nvJPEG is missing.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        engine: DeviceEngine,
+        contract: Contract,
+        *,
+        thresholds: Thresholds | None = None,
+        options: PathOptions | None = None,
+        priors: np.ndarray | None = None,
+    ) -> None:
+        self._device = device
+        self._engine = engine
+        self.options = options or PathOptions()
+        self.stats = PathStats()
+        self.batch = engine.plan.batch
+        rule, head_rule = contract.input, contract.head
+        wanted = thresholds or contract.detect
+        if rule.name not in engine.inputs:
+            raise BuildError(
+                f"the contract's input {rule.name!r} must be one of the engine's, which are "
+                f"{', '.join(engine.inputs)}; correct input.name in the contract"
+            )
+        device.make_current()
+        sizes_of = engine.inputs.get(rule.size_input) if rule.size_input else None
+        self._preparer = Preparer(device, rule, engine.inputs[rule.name], sizes_of)
+        head = read_head(head_rule, rule.size_hw, engine.outputs, wanted, priors=priors)
+        self._suppressor = Suppressor(
+            device,
+            head,
+            engine.outputs,
+            wanted,
+            rule.size_hw,
+            class_agnostic=head_rule.class_agnostic,
+            max_candidates=self.options.max_candidates,
+        )
+        self._exit = contextlib.ExitStack()
+        self._work = device.stream()
+        self._reserve(head.constants)
+        jpeg = None
+        if self.options.decodes_on_gpu:
+            jpeg = JpegDecoder(device, self.batch)
+            self._exit.callback(jpeg.close)
+        self.jpeg = jpeg
+        self._feeder = Feeder(rule, device.stream(), jpeg, self.options.max_pixels)
+        self._lock = threading.Lock()
+        self._capture()
+
+    def _reserve(self, constants: np.ndarray | None) -> None:
+        options, work = self.options, self._suppressor.workspace
+        source = options.source_bytes or self.batch * _FULL_HD_BYTES
+        staging = options.staging_bytes
+        if staging is None:
+            staging = 32 << 20 if options.decodes_on_gpu else source
+        sizes = SlotSizes(
+            source=source,
+            staging=staging,
+            table=self.batch * PICTURE.itemsize,
+            keys=work.keys_bytes,
+            counts=work.counts_bytes,
+            results=work.results_bytes,
+        )
+        regions: dict[str, int] = {}
+        for number in range(options.num_slots):
+            regions |= slot_regions(sizes, number)
+        if constants is not None:
+            regions["constants"] = constants.nbytes
+        self.arena = self._device.arena(regions)
+        self.pinned_bytes = sizes.pinned * options.num_slots
+        if constants is not None:
+            pinned = self._device.pinned(constants.nbytes)
+            pinned.array[:] = np.ascontiguousarray(constants).view(np.uint8).reshape(-1)
+            self._work.upload(self.arena.address("constants"), pinned, constants.nbytes)
+            self._suppressor.set_constants(self.arena.address("constants"))
+        self._slots = [
+            Slot(self._device, self.arena, sizes, number) for number in range(options.num_slots)
+        ]
+
+    def _capture(self) -> None:
+        # Once outside of a graph: libraries choose and load at their first call.
+        first = self._slots[0]
+        first.enqueue(self._work, self._preparer, self._engine, self._suppressor)
+        self._work.synchronize()
+        for slot in self._slots:
+            slot.capture(self._work, self._preparer, self._engine, self._suppressor)
+            self._exit.callback(slot.graph.close)
+            # The first launch of a graph uploads it.
+            slot.graph.launch(self._work)
+        self._work.synchronize()
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """What this path holds, by part; nvJPEG's share is what it has asked for so far."""
+        buffers = (*self._engine.inputs.values(), *self._engine.outputs.values())
+        return {
+            "slots and suppression, device": self.arena.num_bytes,
+            "engine inputs and outputs": sum(b.num_bytes for b in buffers),
+            "engine workspace": self._engine.workspace_bytes,
+            "nvJPEG, device": self.jpeg.allocated_bytes if self.jpeg else 0,
+            "slots, pinned": self.pinned_bytes,
+        }
+
+    def detect(self, picture: bytes | np.ndarray) -> Result:
+        """Find objects in one picture, with as little delay as possible.
+
+        Args:
+            picture: A file's content, or (h, w, 3) uint8 RGB.
+
+        Returns:
+            Detections, or the error of this picture.
+        """
+        with self._exclusive():
+            slot = self._slots[0]
+            batch = _Batch(slot, 0)
+            self._fill(batch, iter([picture]))
+            self._launch(slot)
+            return next(self._read(batch))
+
+    def run(self, pictures: Iterable[bytes | np.ndarray]) -> Iterator[Result]:
+        """Find objects in many pictures.
+
+        Args:
+            pictures: Files' contents or (h, w, 3) uint8 RGB arrays, in any mixture.
+
+        Yields:
+            One result per picture, in order.
+
+        Raises:
+            EngineError: The device failed. What was yielded before is right.
+        """
+        with self._exclusive():
+            free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+            running: queue.SimpleQueue[_Batch | BaseException | None] = queue.SimpleQueue()
+            for slot in self._slots:
+                free.put(slot)
+            thread = threading.Thread(
+                target=self._feed, args=(pictures, free, running), name="saccade-cuda-feeder"
+            )
+            thread.start()
+            try:
+                while (batch := running.get()) is not None:
+                    if isinstance(batch, BaseException):
+                        raise batch
+                    yield from self._read(batch)
+                    free.put(batch.slot)
+            finally:
+                free.put(None)
+                thread.join()
+                with contextlib.suppress(EngineError):  # a lost device was told already
+                    self._work.synchronize()
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise InputError(
+                "a path must do one run or one call at a time, it is busy with another; finish or "
+                "close the other first, or load a second path"
+            )
+        try:
+            self._device.make_current()
+            yield
+        finally:
+            self._lock.release()
+
+    def _feed(
+        self,
+        pictures: Iterable[bytes | np.ndarray],
+        free: queue.SimpleQueue[Slot | None],
+        running: queue.SimpleQueue[_Batch | BaseException | None],
+    ) -> None:
+        try:
+            self._device.make_current()
+            source = _Peekable(pictures)
+            num = 0
+            while not source.is_exhausted():
+                slot = free.get()
+                if slot is None:
+                    return
+                start_s = time.perf_counter()
+                batch = _Batch(slot, num)
+                self._fill(batch, source)
+                self._launch(slot)
+                num += len(batch.outcome)
+                self.stats.feeding_s += time.perf_counter() - start_s
+                running.put(batch)
+            running.put(None)
+        except BaseException as exc:
+            running.put(exc)
+
+    def _fill(self, batch: _Batch, source: Iterator[bytes | np.ndarray]) -> None:
+        """Put pictures into a slot until it is full or the source ends."""
+        self._feeder.begin()
+        # Failures take no place, so the number of outcomes is bounded apart from places.
+        for picture in source:
+            try:
+                placed = self._feeder.add(batch.slot, picture)
+            except PictureError as exc:
+                batch.outcome.append(exc)
+                batch.wh.append(None)
+                if len(batch.outcome) >= 4 * self.batch:
+                    break
+                continue
+            if placed is None:
+                assert isinstance(source, _Peekable)  # a single picture always fits
+                source.push_back(picture)
+                break
+            batch.outcome.append(placed[0])
+            batch.wh.append(placed[1])
+            if placed[0] == self.batch - 1:
+                break
+        for place, error in self._feeder.flush(batch.slot).items():
+            batch.outcome[batch.outcome.index(place)] = error
+        self.stats.decoded_on_gpu = self._feeder.num_on_gpu
+        self.stats.decoded_on_cpu = self._feeder.num_on_cpu
+
+    def _launch(self, slot: Slot) -> None:
+        self._work.wait_for(slot.fed)
+        slot.begun.record(self._work)
+        slot.graph.launch(self._work)
+        slot.done.record(self._work)
+
+    def _read(self, batch: _Batch) -> Iterator[Result]:
+        slot = batch.slot
+        slot.done.wait()
+        start_s = time.perf_counter()
+        results: list[Result] = []
+        for i, (outcome, wh) in enumerate(zip(batch.outcome, batch.wh, strict=True)):
+            index = batch.first + i
+            name = f"<picture {index}>"
+            if isinstance(outcome, SaccadeError):
+                results.append(Result(index, name, error=outcome))
+                continue
+            try:
+                found: Any = self._suppressor.read(slot.results.array, outcome)
+                results.append(Result(index, name, wh, detections=found))
+            except EngineError as exc:  # too many candidates: this picture's trouble alone
+                results.append(Result(index, name, wh, error=exc))
+            self.stats.num_pictures += 1
+        slot.files = []
+        self.stats.num_batches += 1
+        self.stats.gpu_busy_s += slot.done.ms_since(slot.begun) / 1000
+        self.stats.reading_s += time.perf_counter() - start_s
+        return iter(results)
+
+    def close(self) -> None:
+        """Release graphs and the decoder; twice is no error. Memory goes with the device."""
+        with contextlib.suppress(EngineError):  # a lost device cannot be waited for
+            self._device.synchronize()
+        self._exit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Peekable(Iterator[bytes | np.ndarray]):
+    """An iterator that knows whether it is exhausted and takes one item back.
+
+    If the source fails, it ends here, and says so when it is asked whether it is exhausted: what
+    came before the failure is not lost.
+    """
+
+    def __init__(self, items: Iterable[bytes | np.ndarray]) -> None:
+        self._items = iter(items)
+        self._held: list[bytes | np.ndarray] = []
+        self._failure: Exception | None = None
+
+    def __next__(self) -> bytes | np.ndarray:
+        if self._held:
+            return self._held.pop()
+        if self._failure is not None:
+            raise StopIteration
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise
+        except Exception as exc:
+            self._failure = exc
+            raise StopIteration from exc
+
+    def push_back(self, item: bytes | np.ndarray) -> None:
+        self._held.append(item)
+
+    def is_exhausted(self) -> bool:
+        try:
+            self._held.append(next(self))
+        except StopIteration:
+            if self._failure is not None:
+                raise self._failure from None
+            return True
+        return False

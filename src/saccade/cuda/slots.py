@@ -1,0 +1,277 @@
+"""One batch in flight: its memory on both sides, its graph, and how pictures get into it."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from saccade.cuda.nvjpeg import JpegBatchError, JpegDecoder, shape_for_gpu
+from saccade.cuda.prepare import GRAY, PACKED, PICTURE, READ_PAST, Preparer, describe
+from saccade.cuda.runtime import ALIGNMENT, Arena, Device, Event, Graph, Pinned, Stream
+from saccade.cuda.suppress import Suppressor
+from saccade.errors import PictureError
+from saccade.types import Color, DeviceEngine, InputRule, Placement
+from saccade.vision.decode import Decoder
+
+__all__ = ["Feeder", "Slot", "SlotSizes", "slot_regions"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSizes:
+    """What a slot reserves, in bytes.
+
+    Attributes:
+        source: Device memory for the decoded pictures of a batch.
+        staging: Pinned memory for pictures that the CPU decoded.
+        table: For the descriptions of the pictures.
+        keys: For candidates.
+        counts: For their counters.
+        results: Pinned memory for final boxes.
+    """
+
+    source: int
+    staging: int
+    table: int
+    keys: int
+    counts: int
+    results: int
+
+    @property
+    def pinned(self) -> int:
+        return self.staging + self.table + self.results
+
+
+def slot_regions(sizes: SlotSizes, number: int) -> dict[str, int]:
+    """Device buffers of one slot, by name in the path's arena."""
+    parts = {name: getattr(sizes, name) for name in ("source", "table", "keys", "counts")}
+    return {f"{name} {number}": num_bytes for name, num_bytes in parts.items()}
+
+
+class Slot:
+    """Static memory of one batch. Owned by one thread at a time.
+
+    Attributes:
+        graph: Table upload, prepare, engine and suppression; set by `capture`.
+        table: (batch,) PICTURE in pinned memory.
+        results: Pinned memory of the final boxes.
+        fed: Passed when the pictures are in device memory.
+        done: Passed when the final boxes are in pinned memory.
+    """
+
+    graph: Graph
+
+    def __init__(self, device: Device, arena: Arena, sizes: SlotSizes, number: int) -> None:
+        self.source = arena.address(f"source {number}")
+        self.source_bytes = sizes.source
+        self._on_device = {
+            name: arena.address(f"{name} {number}") for name in ("table", "keys", "counts")
+        }
+        self.staging = device.pinned(sizes.staging)
+        self._pinned_table = device.pinned(sizes.table)
+        self.table = self._pinned_table.array.view(PICTURE)
+        self.results: Pinned = device.pinned(sizes.results)
+        self.fed: Event = device.event()
+        self.begun: Event = device.event(is_timed=True)
+        self.done: Event = device.event(is_timed=True)
+        # Files that the decoder may still be reading.
+        self.files: list[bytes] = []
+
+    def enqueue(
+        self, stream: Stream, preparer: Preparer, engine: DeviceEngine, suppressor: Suppressor
+    ) -> None:
+        """All the work of one batch, to be captured."""
+        table = self._on_device["table"]
+        stream.upload(table, self._pinned_table, self._pinned_table.array.nbytes)
+        preparer.enqueue(stream, table)
+        engine.enqueue(stream.handle)
+        keys, counts = self._on_device["keys"], self._on_device["counts"]
+        suppressor.enqueue(stream, table, keys, counts, self.results.address)
+
+    def capture(
+        self, stream: Stream, preparer: Preparer, engine: DeviceEngine, suppressor: Suppressor
+    ) -> None:
+        """Record the work of this slot as one graph."""
+        with stream.capture() as captured:
+            self.enqueue(stream, preparer, engine, suppressor)
+        self.graph = captured.graph
+
+
+def _check_array(picture: np.ndarray, max_pixels: int) -> None:
+    is_rgb = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    if not is_rgb or not 0 < picture.shape[0] * picture.shape[1] <= max_pixels:
+        raise PictureError(
+            f"a picture must be (h, w, 3) uint8 RGB of 1 to {max_pixels} pixels, it is "
+            f"{picture.dtype} of shape {picture.shape}; convert it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    entry: np.ndarray
+    num_bytes: int
+
+
+class Feeder:
+    """Fills slots with pictures: decodes on the GPU what it can, the rest on the CPU.
+
+    One thread at a time.
+
+    Args:
+        rule: How pictures are placed.
+        stream: For decoding and copies.
+        jpeg: The GPU's decoder, or None to decode all on the CPU.
+        max_pixels: Larger pictures are refused.
+
+    Attributes:
+        num_on_gpu: Pictures decoded by the GPU so far.
+        num_on_cpu: Pictures decoded by the CPU so far.
+    """
+
+    def __init__(
+        self, rule: InputRule, stream: Stream, jpeg: JpegDecoder | None, max_pixels: int
+    ) -> None:
+        self._rule = rule
+        self._stream = stream
+        self._jpeg = jpeg
+        self._max_pixels = max_pixels
+        # The kernel orders channels itself; gray is decoded as gray, as the CPU path does.
+        color: Color = "gray" if rule.color == "gray" else "rgb"
+        self._decoder = Decoder(color, max_pixels=max_pixels)
+        self._templates: dict[tuple[int, int, int], tuple[_Template, Placement]] = {}
+        self.num_on_gpu = 0
+        self.num_on_cpu = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start with an empty slot."""
+        self._at = self._staged = self._num = 0
+        self._for_gpu: list[tuple[int, bytes, tuple[int, int]]] = []
+
+    def add(self, slot: Slot, picture: bytes | np.ndarray) -> tuple[int, tuple[int, int]] | None:
+        """Put one picture into the next place of a slot.
+
+        Returns:
+            Its place and its width and height, or None if the slot has no room left for it.
+
+        Raises:
+            PictureError: The picture cannot be used; the slot is as it was.
+        """
+        if isinstance(picture, np.ndarray):
+            _check_array(picture, self._max_pixels)
+            return self._stage(slot, picture)
+        wh = shape_for_gpu(picture) if self._jpeg is not None else None
+        if wh is None or wh[0] * wh[1] > self._max_pixels or self._rule.color == "gray":
+            return self._decode_on_cpu(slot, picture)
+        place = self._place(slot, wh, wh[0] * 3, PACKED)
+        if place is not None:
+            self._for_gpu.append((place[0], picture, wh))
+        return place
+
+    def _decode_on_cpu(self, slot: Slot, data: bytes) -> tuple[int, tuple[int, int]] | None:
+        pixels = self._decoder.decode(data)
+        place = self._stage(slot, pixels)
+        self.num_on_cpu += place is not None
+        return place
+
+    def _stage(self, slot: Slot, pixels: np.ndarray) -> tuple[int, tuple[int, int]] | None:
+        """Copy pixels to pinned memory and enqueue their upload."""
+        num_bytes = pixels.nbytes
+        at = self._staged
+        if num_bytes > len(slot.staging.array):
+            raise PictureError(
+                f"a picture decoded on the CPU must have at most {len(slot.staging.array)} bytes, "
+                f"this one has {num_bytes}; raise staging_bytes"
+            )
+        if at + num_bytes > len(slot.staging.array):
+            return None
+        wh = (pixels.shape[1], pixels.shape[0])
+        form = GRAY if pixels.ndim == 2 or pixels.shape[2] == 1 else PACKED
+        place = self._place(slot, wh, num_bytes // pixels.shape[0], form)
+        if place is None:
+            return None
+        pixels = np.ascontiguousarray(pixels)
+        ctypes.memmove(slot.staging.address + at, pixels.ctypes.data, num_bytes)
+        self._staged += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        self._stream.upload(int(slot.table["pixels"][place[0]]), slot.staging, num_bytes, at=at)
+        return place
+
+    def _place(
+        self, slot: Slot, wh: tuple[int, int], pitch: int, form: int
+    ) -> tuple[int, tuple[int, int]] | None:
+        """Reserve room in the source memory and describe the picture."""
+        template = self._template(wh, pitch, form)
+        if template.num_bytes > slot.source_bytes:
+            raise PictureError(
+                f"a picture must fit in the {slot.source_bytes} bytes reserved for a batch, this "
+                f"one of {wh[0]} x {wh[1]} pixels has {template.num_bytes}; raise source_bytes"
+            )
+        if self._num == len(slot.table) or self._at + template.num_bytes > slot.source_bytes:
+            return None
+        position = self._num
+        slot.table[position : position + 1] = template.entry
+        slot.table["pixels"][position] = slot.source + self._at
+        self._at += template.num_bytes
+        self._num += 1
+        return position, wh
+
+    def _template(self, wh: tuple[int, int], pitch: int, form: int) -> _Template:
+        key = (*wh, form)
+        if key not in self._templates:
+            if len(self._templates) > 4096:
+                self._templates.clear()
+            entry = np.zeros(1, PICTURE)
+            placement = describe(entry, self._rule, wh, 0, pitch, form=form)
+            num_bytes = -(-(pitch * wh[1] + READ_PAST) // ALIGNMENT) * ALIGNMENT
+            self._templates[key] = (_Template(entry, num_bytes), placement)
+        return self._templates[key][0]
+
+    def flush(self, slot: Slot) -> dict[int, PictureError]:
+        """Enqueue the decoding of what was added, and set `slot.fed` behind it.
+
+        Returns:
+            Pictures that turned out to be unusable, by their place; these places are emptied.
+        """
+        errors: dict[int, PictureError] = {}
+        slot.table["width"][self._num :] = 0
+        slot.files = [data for _, data, _ in self._for_gpu]
+        if self._for_gpu and self._jpeg is not None:
+            targets = [
+                (int(slot.table["pixels"][place]), wh[0] * 3) for place, _, wh in self._for_gpu
+            ]
+            try:
+                self._jpeg.decode(self._stream, slot.files, targets)
+                self.num_on_gpu += len(targets)
+            except JpegBatchError:
+                errors = self._decode_one_by_one(slot)
+        slot.fed.record(self._stream)
+        return errors
+
+    def _decode_one_by_one(self, slot: Slot) -> dict[int, PictureError]:
+        """The CPU, which is strict, decides what is wrong with which picture of a batch."""
+        errors = {}
+        for place, data, wh in self._for_gpu:
+            try:
+                pixels = self._decoder.decode(data)
+                if pixels.shape[:2] != wh[::-1]:
+                    raise PictureError(
+                        f"a JPEG must be as large as its header says, {wh[0]} x {wh[1]}, it is "
+                        f"{pixels.shape[1]} x {pixels.shape[0]}; export it again"
+                    )
+            except PictureError as exc:
+                errors[place] = exc
+                slot.table["width"][place] = 0
+                continue
+            self._stream.synchronize()  # the staging memory is used again for each
+            if pixels.nbytes > len(slot.staging.array):
+                errors[place] = PictureError(
+                    f"a picture decoded on the CPU must have at most {len(slot.staging.array)} "
+                    f"bytes, this one has {pixels.nbytes}; raise staging_bytes"
+                )
+                slot.table["width"][place] = 0
+                continue
+            ctypes.memmove(slot.staging.address, pixels.ctypes.data, pixels.nbytes)
+            self._stream.upload(int(slot.table["pixels"][place]), slot.staging, pixels.nbytes)
+            self.num_on_cpu += 1
+        return errors
