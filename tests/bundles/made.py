@@ -23,7 +23,10 @@ def verdict(ap: float, reference: float = 0.579, **more) -> Verdict:
     metrics = {name: ap + d for name, d in names.items()}
     wanted = {name: reference + d for name, d in names.items()}
     drops = {
-        n: Interval(wanted[n] - metrics[n], wanted[n] - metrics[n] - 0.004, 0.006) for n in names
+        n: Interval(
+            wanted[n] - metrics[n], wanted[n] - metrics[n] - 0.004, wanted[n] - metrics[n] + 0.006
+        )
+        for n in names
     }
     keys = {"passed": True, "reasons": (), "warnings": ()} | more
     return Verdict(
