@@ -13,6 +13,7 @@ graph is replayed. Both work in the same private pool of memory, which load has 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ class TorchDeviceEngine:
         self._device = _device(plan)
         self._is_open = True
         with torch.cuda.device(self._device), torch.inference_mode():
-            torch.cuda.empty_cache()
+            _release_unused()
             reserved_bytes = torch.cuda.memory_reserved()
             self._stream = torch.cuda.Stream(self._device)
             self._pool = torch.cuda.MemPool()
@@ -62,9 +63,8 @@ class TorchDeviceEngine:
                 )
                 for spec in source.model.inputs
             }
-            before_bytes = torch.cuda.memory_allocated()
-            self._program = prepare_program(source, plan, options, shapes)
-            self.weight_bytes = torch.cuda.memory_allocated() - before_bytes
+            module, self._program = prepare_program(source, plan, options, shapes)
+            self.weight_bytes = sum(b.numel() * b.element_size() for b in module.buffers())
             self._given: dict[str, torch.Tensor] = {}
             self._warm_up([spec.name for spec in source.model.outputs])
             self._graph = self._captured()
@@ -103,7 +103,7 @@ class TorchDeviceEngine:
             self._graph.reset()
             self._fed, self._given = {}, {}
             del self._program, self._graph, self._pool
-            torch.cuda.empty_cache()
+            _release_unused()
 
     def _launch(self) -> None:
         """The program and the copies into the output buffers, on the engine's own stream."""
@@ -146,20 +146,26 @@ class TorchDeviceEngine:
 
 def prepare_program(
     source: Source, plan: Plan, options: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> Callable[..., Any]:
-    """The program on the plan's device, compiled if the options say so."""
+) -> tuple[torch.nn.Module, Callable[..., Any]]:
+    """The module on the plan's device, and what to call: it, or what inductor made of it."""
     device = _device(plan)
     # Both are process-wide settings of torch; each load sets what its plan says.
     torch.backends.cuda.matmul.allow_tf32 = options["tf32"] == "1"
     torch.backends.cudnn.allow_tf32 = options["tf32"] == "1"
     torch.backends.cudnn.benchmark = True
     half = HALVES[plan.precision]
-    program: Callable[..., Any] = lower(source, shapes, half=half, is_channels_last=True).to(device)
+    module = lower(source, shapes, half=half, is_channels_last=True).to(device)
     if options["compile"] == "none":
-        return program
+        return module, module
     mode = "default" if options["compile"] == "inductor" else "max-autotune-no-cudagraphs"
-    compiled: Callable[..., Any] = torch.compile(program, mode=mode, fullgraph=True, dynamic=False)
-    return compiled
+    compiled: Callable[..., Any] = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
+    return module, compiled
+
+
+def _release_unused() -> None:
+    """Give back what closed engines held; compiled programs are circles of references."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _device(plan: Plan) -> torch.device:
