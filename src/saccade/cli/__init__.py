@@ -24,6 +24,7 @@ _COMMANDS = (
     ("inspect", "inspect:inspect", "Inputs, outputs, head, contract, cost and support of a model."),
     ("detect", "detect:detect", "Find objects in pictures."),
     ("eval", "eval:evaluate", "Measure AP on labelled pictures."),
+    ("build", "build:build", "Find the fastest deployment whose answers stayed right."),
     ("bench", "bench:bench", "Speed, stage by stage, against the bare engine and the bound."),
     ("demo", "demo:demo", "Find blood cells in pictures that the demo draws itself."),
 )

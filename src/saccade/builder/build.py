@@ -1,0 +1,397 @@
+"""From a model to a bundle: files are made, candidates searched, evidence written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from saccade.builder import answers as answers_file
+from saccade.builder.budget import Budget
+from saccade.builder.calibration import Calibration, CalibrationSettings, cached
+from saccade.builder.candidates import Space, available_backends, key_of
+from saccade.builder.fleet import Fleet
+from saccade.builder.gate import parse_max_drop
+from saccade.builder.pictures import Pictures, calibration_pictures, gate_pictures, refuse_shared
+from saccade.builder.process import COMMAND, Limits
+from saccade.builder.recipes import calibration_tensors, candidate_recipes, make_model, why_not
+from saccade.builder.records import BuildRecord, Candidate, GateLimits, Recipe
+from saccade.builder.report import Difference, write_report
+from saccade.builder.report_pictures import is_matched
+from saccade.builder.search import Outcome, Search, Settings, Subject
+from saccade.builder.state import State, digest_of_files, open_state
+from saccade.builder.wording import notes, sentence
+from saccade.builder.worker import items_of
+from saccade.bundles import Bundle, BundleExtras, write_bundle
+from saccade.errors import InputError
+from saccade.profiler.machine import machine, num_cores
+from saccade.types import Contract, Detections, Model
+from saccade.vision.decode import Decoder
+
+__all__ = ["BuildOptions", "Built", "build"]
+
+_MIN_MEMORY_BYTES = 2 << 30
+_BYTES_PER_PROCESS = 768 << 20
+_MAX_ALIVE = 12
+_NUM_DIFFERENCES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What a build is asked for.
+
+    Attributes:
+        data: COCO instances JSON with labels for the gate's pictures; None judges by agreement.
+        images: Folder of the gate's pictures.
+        calibration_data: COCO instances JSON that lists calibration pictures; None takes all in
+            the folder.
+        calibration_images: Folder of calibration pictures; without it INT8 is not tried.
+        min_calibration: Fewest calibration pictures; None is the default of the calibration.
+        max_drop: How far metrics may fall, e.g. "AP=0.005,class:WBC=0.01"; None is the default.
+        objective: What counts.
+        latency_ms: Limit on p99 end to end of single pictures.
+        budget_s: Seconds that the build may take.
+        backends: Names; all that work here if empty.
+        batches: Pictures per inference to try.
+        scaled_decode: Whether scaled decoding may be tried.
+        resume: Go on with an interrupted build.
+        overwrite: Replace a bundle that is there.
+        round_s: Seconds of one candidate's turn in a round.
+        patience_s: Longest that a candidate may be silent.
+        memory_bytes: What one candidate's process may take; None is half of the machine's.
+        command: What to start for a candidate.
+    """
+
+    data: Path | None = None
+    images: Path | None = None
+    calibration_data: Path | None = None
+    calibration_images: Path | None = None
+    min_calibration: int | None = None
+    max_drop: str | None = None
+    objective: Literal["throughput", "latency"] = "throughput"
+    latency_ms: float | None = None
+    budget_s: float = 300.0
+    backends: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1, 4, 8)
+    scaled_decode: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    round_s: float = 1.0
+    patience_s: float = 120.0
+    memory_bytes: int | None = None
+    command: tuple[str, ...] = COMMAND
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise InputError(f"--batch must be numbers from 1, got {self.batches}")
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise InputError(f"--latency-ms must be above 0, got {self.latency_ms}")
+        if not self.budget_s > 0:
+            raise InputError(f"the budget must be above 0 seconds, got {self.budget_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a build gave.
+
+    Attributes:
+        bundle: Where it was written.
+        record: Everything that was found out.
+    """
+
+    bundle: Bundle
+    record: BuildRecord
+
+
+@dataclass(slots=True)
+class _Files:
+    """Makes networks by recipe, each once, calibrating when the first INT8 one is asked for."""
+
+    model: Model
+    contract: Contract
+    folder: Path
+    calibration: Callable[[], Calibration | None]
+    made: dict[Recipe, Path] = field(default_factory=dict)
+
+    def make(self, recipe: Recipe) -> Path:
+        if recipe == Recipe():
+            return self.model.path
+        name = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()[:16]
+        place = self.folder / name
+        if recipe not in self.made:
+            if not place.exists():
+                aside = self.folder / f"{name}.partial"
+                shutil.rmtree(aside, ignore_errors=True)
+                path = make_model(self.model, self.contract, recipe, aside, self.calibration())
+                os.replace(aside, place)
+                self.made[recipe] = place / path.name
+            else:
+                self.made[recipe] = next(place.glob("*.onnx"))
+        return self.made[recipe]
+
+
+def build(
+    model: Model,
+    contract: Contract,
+    output: Path,
+    options: BuildOptions,
+    say: Callable[[str], None] = lambda text: None,
+) -> Built:
+    """Find the fastest deployment whose answers stayed right, and write it as a bundle.
+
+    Findings are kept in a folder beside the output until the bundle is there, so that an
+    interrupted build can be resumed.
+
+    Args:
+        model: The FP32 network.
+        contract: How it is fed and read.
+        output: Folder of the bundle.
+        options: What is asked for.
+        say: Told what happens, line by line.
+
+    Raises:
+        InputError: The call is wrong, or pictures are missing or too few.
+        BuildError: The FP32 reference itself cannot run.
+        SinkError: The bundle could not be written.
+    """
+    _check_output(output, options)
+    pictures = gate_pictures(options.data, options.images)
+    limits = _limits(options, pictures, contract)
+    for_calibration = calibration_pictures(options.calibration_data, options.calibration_images)
+    refuse_shared(pictures.paths, for_calibration)
+    usable, absent = available_backends(options.backends)
+    recipes, left_out = _recipes(model, contract, for_calibration)
+    identity = _identity(model, contract, options, (*pictures.paths, *for_calibration))
+    aside = output.with_name(f"{output.name}.build")
+    state = open_state(aside, identity, resume=options.resume)
+    budget = Budget(options.budget_s, state.spent_s)
+    calibration = _calibrate(model, contract, for_calibration, options, aside, recipes, budget)
+    files = _Files(model, contract, aside / "files", lambda: calibration)
+    files.folder.mkdir(exist_ok=True)
+    subject = Subject(
+        model=model,
+        contract=contract,
+        num_pictures=len(pictures.paths),
+        limits=limits,
+        annotations=pictures.annotations,
+        recipes=recipes,
+        make=files.make,
+    )
+    settings = Settings(
+        objective=options.objective,
+        latency_ms=options.latency_ms,
+        space=Space(num_cores(), options.batches, options.objective, options.scaled_decode),
+        usable=usable,
+        round_s=options.round_s,
+        patience_s=options.patience_s,
+    )
+    with _fleet(aside, contract, pictures, options) as fleet:
+        outcome = Search(subject, settings, state, fleet, budget, say).run()
+    record = _record(model, subject, options, outcome, budget, (*absent, *left_out))
+    bundle = _write(output, files, record, state, pictures, calibration, options)
+    shutil.rmtree(aside)
+    return Built(bundle, record)
+
+
+def _check_output(output: Path, options: BuildOptions) -> None:
+    """Fail before the work, not after it."""
+    if output.exists() and not options.overwrite and (output.is_file() or any(output.iterdir())):
+        raise InputError(
+            f"the bundle must be a new folder, {output} is there; choose another one, or replace "
+            "it with --overwrite"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _limits(options: BuildOptions, pictures: Pictures, contract: Contract) -> GateLimits:
+    if options.max_drop is None:
+        return GateLimits()
+    if pictures.annotations is None:
+        raise InputError(
+            "--max-drop limits figures on labelled pictures, there are no labels; give them with "
+            "--data, or leave --max-drop out to judge by agreement"
+        )
+    names = [category.name for category in pictures.annotations.categories]
+    return GateLimits(parse_max_drop(options.max_drop, names or contract.labels))
+
+
+def _recipes(
+    model: Model, contract: Contract, for_calibration: Sequence[Path]
+) -> tuple[list[Recipe], tuple[str, ...]]:
+    recipes = list(candidate_recipes(model, contract))
+    left_out = [f"{kind} was not tried: {why}" for kind, why in why_not(model).items()]
+    if not for_calibration and any(recipe.precision == "int8" for recipe in recipes):
+        recipes = [recipe for recipe in recipes if recipe.precision != "int8"]
+        left_out.append(
+            "INT8 was not tried: it needs pictures to calibrate on; give them with "
+            "--calibration-images"
+        )
+    return recipes, tuple(left_out)
+
+
+def _calibrate(
+    model: Model,
+    contract: Contract,
+    paths: Sequence[Path],
+    options: BuildOptions,
+    aside: Path,
+    recipes: Sequence[Recipe],
+    budget: Budget,
+) -> Calibration | None:
+    if not any(recipe.precision == "int8" for recipe in recipes):
+        return None
+    settings = CalibrationSettings()
+    if options.min_calibration is not None:
+        settings = dataclasses.replace(settings, min_pictures=options.min_calibration)
+    with budget.book("calibrating"):
+        return cached(
+            aside,
+            model,
+            contract,
+            items_of(paths),
+            tensors=calibration_tensors(model),
+            settings=settings,
+        )
+
+
+def _identity(
+    model: Model, contract: Contract, options: BuildOptions, paths: Sequence[Path]
+) -> dict[str, str]:
+    """What must be the same for an earlier run's findings to hold."""
+    here = machine()
+    own = dataclasses.asdict(options)
+    for name in ("resume", "overwrite", "budget_s", "patience_s", "memory_bytes", "command"):
+        del own[name]
+    return {
+        "model": model.digest,
+        "contract": hashlib.sha256(msgspec.json.encode(contract, order="sorted")).hexdigest(),
+        "pictures": digest_of_files(list(paths)),
+        "labels": digest_of_files([options.data] if options.data else []),
+        **{f"option {name}": str(value) for name, value in own.items()},
+        "machine": f"{here.cpu}, {here.num_cores} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in here.versions.items()),
+    }
+
+
+def _fleet(aside: Path, contract: Contract, pictures: Pictures, options: BuildOptions) -> Fleet:
+    listed = aside / "pictures.json"
+    listed.write_bytes(msgspec.json.encode([str(path.resolve()) for path in pictures.paths]))
+    memory_bytes = machine().memory_bytes
+    return Fleet(
+        aside / "logs",
+        contract,
+        listed,
+        limits=Limits(options.memory_bytes or max(memory_bytes // 2, _MIN_MEMORY_BYTES)),
+        max_alive=int(np.clip(memory_bytes // 2 // _BYTES_PER_PROCESS, 2, _MAX_ALIVE)),
+        command=options.command,
+    )
+
+
+def _record(
+    model: Model,
+    subject: Subject,
+    options: BuildOptions,
+    outcome: Outcome,
+    budget: Budget,
+    left_out: tuple[str, ...],
+) -> BuildRecord:
+    spent_s = budget.by_activity()
+    return BuildRecord(
+        model=model.path.name,
+        model_digest=model.digest,
+        objective=options.objective,
+        latency_ms=options.latency_ms,
+        limits=subject.limits,
+        rows=outcome.rows,
+        reference=outcome.reference,
+        chosen=outcome.chosen,
+        verdict=sentence(outcome, options.objective),
+        notes=(*notes(outcome, options.objective, spent_s), *left_out),
+        machine=dataclasses.asdict(machine()),
+        seconds=sum(spent_s.values()),
+    )
+
+
+def _write(
+    output: Path,
+    files: _Files,
+    record: BuildRecord,
+    state: State,
+    pictures: Pictures,
+    calibration: Calibration | None,
+    options: BuildOptions,
+) -> Bundle:
+    chosen = record.rows[record.chosen].candidate
+    contract = files.contract
+    differing = _differences(record, state, pictures, contract)
+    page, data = write_report(record, state.folder, differing, labels=contract.labels)
+    is_int8 = chosen.recipe.precision == "int8" and calibration is not None
+    extras = BundleExtras(
+        source_metadata=files.model.metadata,
+        calibration=_told(calibration) if is_int8 else None,
+        settings=_settings(options),
+        files={page.name: page, data.name: data},
+    )
+    return write_bundle(
+        output,
+        model_path=files.make(chosen.recipe),
+        contract=contract,
+        record=record,
+        extras=extras,
+        overwrite=options.overwrite,
+    )
+
+
+def _told(calibration: Calibration | None) -> Mapping[str, Any]:
+    assert calibration is not None
+    return {"digest": calibration.digest, "num_pictures": calibration.num_pictures}
+
+
+def _settings(options: BuildOptions) -> dict[str, Any]:
+    own = dataclasses.asdict(options)
+    for name in ("resume", "overwrite", "command"):
+        del own[name]
+    return {k: str(v) if isinstance(v, Path) else v for k, v in own.items() if v is not None}
+
+
+def _differences(
+    record: BuildRecord, state: State, pictures: Pictures, contract: Contract
+) -> list[Difference]:
+    """Pictures on which the chosen deployment and FP32 differ most."""
+    was, now = (
+        _answers(state, record.rows[i].candidate) for i in (record.reference, record.chosen)
+    )
+    if record.reference == record.chosen or was is None or now is None:
+        return []
+    scored = []
+    for index, (one, two) in enumerate(zip(was, now, strict=True)):
+        if one is not None and two is not None:
+            a, b = _shown(one, contract), _shown(two, contract)
+            unlike = int((~is_matched(a, b)).sum() + (~is_matched(b, a)).sum())
+            if unlike:
+                scored.append((unlike, -index, a, b))
+    scored.sort(key=lambda entry: entry[:2], reverse=True)
+    decoder = Decoder("rgb")
+    return [
+        Difference(path.name, decoder.read(path).copy(), chosen=b, reference=a)
+        for _, index, a, b in scored[:_NUM_DIFFERENCES]
+        for path in (pictures.paths[-index],)
+    ]
+
+
+def _answers(state: State, candidate: Candidate) -> tuple[Detections | None, ...] | None:
+    path = state.folder / f"{key_of(candidate)}.npz"
+    return answers_file.read(path).passes[-1].detections if path.exists() else None
+
+
+def _shown(found: Detections, contract: Contract) -> Detections:
+    keep = found.scores > contract.detect.score
+    return Detections(found.boxes_xyxy[keep], found.scores[keep], found.classes[keep])

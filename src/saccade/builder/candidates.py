@@ -1,0 +1,157 @@
+"""What is tried: back end x precision x recipe, then batch x streams x threads x workers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import msgspec
+
+from saccade import backends
+from saccade.builder.records import Candidate, Recipe
+from saccade.errors import InputError
+from saccade.types import Model, Plan, Precision
+
+__all__ = [
+    "Space",
+    "available_backends",
+    "families",
+    "key_of",
+    "kind_of",
+    "reference",
+    "variants",
+]
+
+# No network behind it: it would always win.
+_NOT_DEPLOYABLE = ("null",)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What plans may be made of.
+
+    Attributes:
+        num_cores: Cores to share out.
+        batches: Pictures per inference to try; the graph's own if it fixes them.
+        objective: What plans are made for.
+        scaled_decode: Whether scaled decoding may be tried.
+    """
+
+    num_cores: int
+    batches: tuple[int, ...]
+    objective: Literal["throughput", "latency"] = "throughput"
+    scaled_decode: bool = False
+
+
+def key_of(candidate: Candidate) -> str:
+    """Short name that tells any two candidates apart, for files and records."""
+    return hashlib.sha256(msgspec.json.encode(candidate, order="sorted")).hexdigest()[:16]
+
+
+def available_backends(
+    wanted: Sequence[str] = (),
+) -> tuple[dict[str, tuple[Precision, ...]], tuple[str, ...]]:
+    """Back ends that work here with their precisions, and a sentence for each that does not.
+
+    Args:
+        wanted: Names; all if empty.
+
+    Raises:
+        InputError: There is no back end of that name, or none of those named works.
+    """
+    chosen = {name: backends.get(name) for name in wanted or backends.names()}
+    usable: dict[str, tuple[Precision, ...]] = {}
+    notes = []
+    for name, backend in chosen.items():
+        probed = backend.probe()
+        if name in _NOT_DEPLOYABLE and not wanted:
+            continue
+        if probed.ok:
+            usable[name] = backend.precisions
+        else:
+            notes.append(f"back end {name} was not tried: {probed.reason}")
+    if not usable:
+        raise InputError(f"at least one back end must work here; {'; '.join(notes)}")
+    return usable, tuple(notes)
+
+
+def reference(model: Model, num_cores: int) -> Candidate:
+    """FP32 ONNX Runtime with each core its own pictures: what everything is held against."""
+    plan = Plan("onnxruntime", batch=_fixed_batch(model) or 1, streams=num_cores)
+    return Candidate(Recipe(), plan, num_cores)
+
+
+def _fixed_batch(model: Model) -> int | None:
+    fixed = [s.shape[0] for s in model.inputs if s.shape and isinstance(s.shape[0], int)]
+    return int(fixed[0]) if fixed else None
+
+
+def families(
+    model: Model,
+    recipes: Iterable[Recipe],
+    usable: Mapping[str, Sequence[Precision]],
+    space: Space,
+) -> list[Candidate]:
+    """One plan for each file, back end and precision: enough to know whether the answers stay
+    right and about how fast they come. Cheap ones first: files that need no making."""
+    if space.objective == "latency":
+        streams, threads = 1, space.num_cores
+    else:
+        streams, threads = space.num_cores, 1
+    batch = _fixed_batch(model) or 1
+    workers = 1 if space.objective == "latency" else space.num_cores
+    made = [
+        Candidate(
+            recipe,
+            Plan(name, precision, batch=batch, streams=streams, threads=threads),
+            workers,
+            scaled_decode=scaled,
+        )
+        for scaled in ((False, True) if space.scaled_decode else (False,))
+        for recipe in recipes
+        for name, precisions in usable.items()
+        for precision in precisions
+    ]
+    order = {"fp32": 0, "fp16": 1, "int8": 2}
+    return sorted(made, key=lambda c: (c.scaled_decode, order[c.recipe.precision]))
+
+
+def kind_of(candidate: Candidate) -> tuple[object, ...]:
+    """What decides the speed of a family: not which numbers a calibrator found."""
+    recipe, plan = candidate.recipe, candidate.plan
+    precision = (recipe.precision, recipe.everything, recipe.kept)
+    return (*precision, plan.backend, plan.precision, plan.device, candidate.scaled_decode)
+
+
+def variants(base: Candidate, model: Model, space: Space) -> list[Candidate]:
+    """Other schedules for a family, those nearest to its base first."""
+    fixed = _fixed_batch(model)
+    batches = (fixed,) if fixed else tuple(sorted(set(space.batches)))
+    num_workers = [base.workers]
+    if space.objective == "latency":
+        batches = (fixed or 1,)
+        shares = [(1, threads) for threads in _halves(space.num_cores)]
+    else:
+        num_workers.append(base.workers + 1)
+        shares = [(space.num_cores // threads, threads) for threads in _halves(space.num_cores)]
+    made = [
+        replace(
+            base,
+            plan=replace(base.plan, batch=batch, streams=streams, threads=threads),
+            workers=workers,
+        )
+        for workers in num_workers
+        for streams, threads in shares
+        for batch in batches
+    ]
+    return [candidate for candidate in dict.fromkeys(made) if candidate != base]
+
+
+def _halves(num_cores: int) -> list[int]:
+    """1, 2, 4, ... and num_cores itself."""
+    counts = [1]
+    while counts[-1] * 2 <= num_cores:
+        counts.append(counts[-1] * 2)
+    return sorted({*counts, num_cores})

@@ -1,0 +1,99 @@
+"""The outcome of a build in plain words."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from saccade.builder.records import Candidate, Row, Verdict
+from saccade.builder.search import Outcome
+
+__all__ = ["figure_of", "notes", "rate_of", "sentence"]
+
+_KINDS: dict[str, Callable[[Candidate], bool]] = {
+    "INT8": lambda c: c.recipe.precision == "int8",
+    "FP16": lambda c: c.recipe.precision == "fp16" or c.plan.precision == "fp16",
+    "BF16": lambda c: c.plan.precision == "bf16" and c.recipe.precision == "fp32",
+    "Scaled decoding": lambda c: c.scaled_decode,
+}
+
+
+def rate_of(row: Row) -> float | None:
+    """Median of the rounds; None if it was never timed."""
+    if row.speed is None or not row.speed.pictures_per_s:
+        return None
+    return statistics.median(row.speed.pictures_per_s)
+
+
+def figure_of(verdict: Verdict | None) -> str:
+    """AP or agreement, with its name."""
+    if verdict is None:
+        return ""
+    name = verdict.judged_by
+    value = verdict.metrics.get(name)
+    return "" if value is None else f"{name} {value:.4f}"
+
+
+def _speed(row: Row, unit: str) -> str:
+    rate = rate_of(row)
+    if rate is None:
+        return "never timed"
+    return f"{rate:.1f} pictures/s" if unit == "throughput" else f"{1e3 / rate:.2f} ms a picture"
+
+
+def sentence(outcome: Outcome, objective: str) -> str:
+    """The verdict."""
+    chosen, base = outcome.rows[outcome.chosen], outcome.rows[outcome.reference]
+    if outcome.chosen == outcome.reference:
+        tried = [row for row in outcome.rows if row is not base]
+        counts = {s: sum(row.status == s for row in tried) for s in ("refused", "failed")}
+        return (
+            f"FP32 in ONNX Runtime is the answer ({_speed(base, objective)}, "
+            f"{figure_of(base.verdict)}): of {len(tried)} other deployments {counts['refused']} "
+            f"lost accuracy, {counts['failed']} failed, and none of the rest was worth having"
+        )
+    return (
+        f"{chosen.candidate.label}: {_speed(chosen, objective)}, {outcome.ratio:.2f} times FP32 "
+        f"ONNX Runtime ({_speed(base, objective)}); {figure_of(chosen.verdict)} against "
+        f"{figure_of(base.verdict)} of FP32"
+    )
+
+
+def notes(outcome: Outcome, objective: str, spent_s: Mapping[str, float]) -> tuple[str, ...]:
+    """What did not pay, and where the time went."""
+    told = ", ".join(f"{s:.0f} s {name}" for name, s in spent_s.items() if s >= 0.5)
+    return (
+        *_unpaid(outcome, objective),
+        *_warnings(outcome.rows[outcome.chosen]),
+        f"{sum(spent_s.values()):.0f} s in all: {told}",
+    )
+
+
+def _unpaid(outcome: Outcome, objective: str) -> Iterator[str]:
+    chosen = outcome.rows[outcome.chosen]
+    for kind, is_kind in _KINDS.items():
+        rows = [row for row in outcome.rows if is_kind(row.candidate)]
+        if rows and not is_kind(chosen.candidate):
+            yield f"{kind} does not pay here: {_why(rows, chosen, objective)}"
+
+
+def _why(rows: Sequence[Row], chosen: Row, objective: str) -> str:
+    timed = [row for row in rows if rate_of(row) is not None]
+    if not timed:
+        return f"it could not be run: {next((r.error for r in rows if r.error), 'not tried')}"
+    best = max(timed, key=lambda row: (row.status == "passed", rate_of(row) or 0.0))
+    fastest = max(timed, key=lambda row: rate_of(row) or 0.0)
+    told = (
+        f"the fastest, {fastest.candidate.label}, reaches {_speed(fastest, objective)} against "
+        f"{_speed(chosen, objective)} of the chosen one"
+    )
+    if fastest.status == "refused":
+        told += f", but it was refused: {fastest.error}"
+    if best is not fastest and best.status == "passed":
+        told += f"; {best.candidate.label} passes with {_speed(best, objective)}"
+    return told
+
+
+def _warnings(chosen: Row) -> Iterator[str]:
+    if chosen.verdict is not None:
+        yield from (warning.text for warning in chosen.verdict.warnings)
