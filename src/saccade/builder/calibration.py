@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
@@ -13,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from saccade.backends._shapes import default_batch, static_shape
+from saccade import backends
 from saccade.builder.histograms import NUM_BINS, Histogram, range_of
 from saccade.errors import BuildError, InputError, PictureError
-from saccade.graph.passes.loading import load_tidy
+from saccade.graph.passes.elements import elem_types
+from saccade.graph.passes.loading import load_tidy, write_proto
+from saccade.graph.reading import read_model
 from saccade.pipeline.stages import Lane, Stages
-from saccade.types import Contract, Model
+from saccade.profiler.machine import num_cores
+from saccade.types import Contract, Model, Plan
 from saccade.vision.decode import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "CalibrationSettings", "cached", "collect", "digest_of"]
 
 SCHEMA = 1
-_ERROR_SEVERITY = 3
+_REFERENCE = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class CalibrationSettings:
 
     Attributes:
         min_pictures: With fewer usable pictures the build is refused.
-        max_pictures: Pictures beyond these are not looked at.
+        max_pictures: Pictures beyond these are not looked at, usable or not.
     """
 
     min_pictures: int = 100
@@ -169,37 +175,41 @@ def collect(
 
     Raises:
         InputError: There are too few usable pictures.
+        BackendUnavailable: ONNX Runtime is not installed.
         BuildError: An activation is NaN or infinite, or ONNX Runtime refuses the graph.
     """
     settings = settings or CalibrationSettings()
     if isinstance(items, Sized):
         _check_enough(len(items), settings)
-    network = _Network(model, contract, tensors)
+    tensors = sorted(set(tensors))
     stages = Stages(contract, contract.detect, DEFAULT_MAX_PIXELS)
     lane = Lane(stages)
-    histograms = {name: Histogram.empty() for name in sorted(set(tensors))}
-    sha = _start_digest(model, contract, histograms, settings)
+    histograms = {name: Histogram.empty() for name in tensors}
+    sha = _start_digest(model, contract, tensors, settings)
     used, skipped = 0, []
-    for item in items:
-        if used == settings.max_pictures:
-            break
-        _feed(sha, item)
-        try:
-            picture = stages.decode(lane, item)
-        except PictureError as exc:
-            skipped.append(str(exc))
-            continue
-        for position in range(network.batch):
-            stages.prepare(lane, picture, network, position)
-        used += 1
-        for name, values in network.activations():
-            if not histograms[name].add(values):
-                raise BuildError(
-                    f"activations must be finite to be quantised, tensor {name!r} holds NaN or "
-                    f"infinity for {item.name}; look at this picture and at the model"
-                )
+    with contextlib.closing(_Network(model, contract, tensors)) as network:
+        for item in itertools.islice(items, settings.max_pictures):
+            _feed(sha, item)
+            try:
+                picture = stages.decode(lane, item)
+            except PictureError as exc:
+                skipped.append(f"{item.name}: {exc}")
+                continue
+            for position in range(network.batch):
+                stages.prepare(lane, picture, network.slot, position)
+            used += 1
+            _count(network, histograms, item)
     _check_enough(used, settings)
     return Calibration(sha.hexdigest(), used, histograms, tuple(skipped))
+
+
+def _count(network: _Network, histograms: Mapping[str, Histogram], item: SourceItem) -> None:
+    for name, values in network.activations():
+        if not histograms[name].add(values):
+            raise BuildError(
+                f"activations must be finite to be quantised, tensor {name!r} holds NaN or "
+                f"infinity for {item.name}; look at this picture and at the model"
+            )
 
 
 def cached(
@@ -251,7 +261,7 @@ def digest_of(
     tensors: Sequence[str],
     settings: CalibrationSettings,
 ) -> str:
-    """What `collect` gives its result for a digest, if every picture can be used."""
+    """What `collect` gives its result for a digest, whatever pictures it skips."""
     sha = _start_digest(model, contract, sorted(set(tensors)), settings)
     for item in items[: settings.max_pictures]:
         _feed(sha, item)
@@ -290,60 +300,48 @@ def _check_enough(count: int, settings: CalibrationSettings) -> None:
 
 
 class _Network:
-    """The FP32 network with chosen tensors as outputs; a slot for the prepare stage."""
+    """The FP32 network with chosen tensors as outputs, in the reference back end."""
 
     def __init__(self, model: Model, contract: Contract, tensors: Sequence[str]) -> None:
-        self.batch = default_batch(model)
-        self.inputs: Mapping[str, np.ndarray] = {
-            spec.name: np.zeros(
-                static_shape(spec.shape, self.batch, contract.input.size_hw), spec.dtype
-            )
-            for spec in model.inputs
-        }
-        self._fed = [name for name in sorted(set(tensors)) if name in self.inputs]
-        self._names = [name for name in sorted(set(tensors)) if name not in self.inputs]
-        self._session = _session(model, self._names)
-
-    def run(self, num: int) -> Mapping[str, np.ndarray]:
-        """All chosen tensors that nodes make."""
-        del num
-        values = self._session.run(self._names, dict(self.inputs)) if self._names else []
-        return dict(zip(self._names, values, strict=True))
+        fixed = [s.shape[0] for s in model.inputs if s.shape and isinstance(s.shape[0], int)]
+        self.batch = int(fixed[0]) if fixed else 1
+        plan = Plan(_REFERENCE, batch=self.batch, threads=num_cores())
+        with tempfile.TemporaryDirectory(prefix="saccade-calibration-") as folder:
+            inside = _with_outputs(model, tensors, Path(folder))
+            self._engine = backends.get(_REFERENCE).load(inside, plan)
+        self.slot = self._engine.open_slot(contract.input.size_hw)
+        self._fed = [name for name in tensors if name in self.slot.inputs]
+        self._made = [name for name in tensors if name not in self.slot.inputs]
 
     def activations(self) -> Iterator[tuple[str, np.ndarray]]:
-        """All chosen tensors for what is in the inputs now."""
-        yield from ((name, self.inputs[name]) for name in self._fed)
-        yield from self.run(self.batch).items()
+        """All chosen tensors for what is in the slot's inputs now; valid until the next call."""
+        outputs = self.slot.run(self.batch)
+        yield from ((name, self.slot.inputs[name]) for name in self._fed)
+        yield from ((name, outputs[name]) for name in self._made)
+
+    def close(self) -> None:
+        """Release the runtime's memory."""
+        self._engine.close()
 
 
-def _session(model: Model, tensors: Sequence[str]) -> Any:
-    import onnxruntime
+def _with_outputs(model: Model, tensors: Sequence[str], folder: Path) -> Model:
+    """The model with more outputs, as a file of its own."""
     from onnx import helper
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
-    from saccade.profiler.machine import num_cores
 
     proto = load_tidy(model)
-    outputs = {value.name for value in proto.graph.output}
-    made = {name for node in proto.graph.node for name in node.output}
-    unknown = sorted(set(tensors) - made)
+    graph = proto.graph
+    made = {name for node in graph.node for name in node.output}
+    known = {value.name for value in (*graph.output, *graph.input)}
+    unknown = sorted(set(tensors) - made - known)
     if unknown:
         raise InputError(
-            f"tensors to calibrate must be made by the graph, {', '.join(unknown[:5])} are not; "
+            f"tensors to calibrate must be in the graph, {', '.join(unknown[:5])} are not; "
             "take the names from this very model"
         )
+    types = elem_types(proto)
     for name in tensors:
-        if name not in outputs:
-            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_cores()
-    options.log_severity_level = _ERROR_SEVERITY
-    try:
-        return onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.NotImplemented) as exc:
-        raise BuildError(
-            f"onnxruntime must load the graph to calibrate it, it does not "
-            f"({str(exc).splitlines()[0][:300]}); use fp32 or fp16"
-        ) from exc
+        if name not in known:
+            graph.output.append(helper.make_tensor_value_info(name, types[name], None))
+    path = folder / "inside.onnx"
+    write_proto(proto, path)
+    return read_model(path)

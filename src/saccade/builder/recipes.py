@@ -13,7 +13,6 @@ from saccade.builder.records import Recipe
 from saccade.errors import BuildError, InputError
 from saccade.graph.passes.fp16 import MAX_FP16, islands_of, to_fp16
 from saccade.graph.passes.loading import load_tidy, write_proto
-from saccade.graph.passes.parts import is_move, moved
 from saccade.graph.passes.quantize import (
     is_quantized,
     quantizable_nodes,
@@ -76,7 +75,7 @@ def make_model(
         kept = set(recipe.kept) | _beyond_fp16(proto, calibration)
         made = to_fp16(proto, sorted(kept))
     else:
-        ranges = _ranges(proto, recipe, calibration)
+        ranges = _ranges(recipe, calibration)
         made = to_qdq(proto, ranges, recipe.kept, everything=recipe.everything)
     _make_folder(folder)
     write_proto(made, path)
@@ -137,22 +136,13 @@ def calibration_tensors(model: Model, *, everything: bool = False) -> tuple[str,
     return tuple(sorted(names))
 
 
-def _ranges(
-    proto: onnx.ModelProto, recipe: Recipe, calibration: Calibration | None
-) -> Mapping[str, float]:
+def _ranges(recipe: Recipe, calibration: Calibration | None) -> Mapping[str, float]:
     if calibration is None:
         raise InputError(
             f"recipe {recipe.label!r} must have a calibration, there is none; give pictures to "
             "calibrate on"
         )
-    ranges = calibration.ranges(recipe.calibrator)
-    # A kept move no longer moves codes: what it makes is rounded behind it. Its values are those
-    # of its sources, so its range is theirs.
-    for node in proto.graph.node:
-        if is_move(node) and all(name in ranges for name in moved(node)):
-            for name in node.output:
-                ranges.setdefault(name, max(ranges[source] for source in moved(node)))
-    return ranges
+    return calibration.ranges(recipe.calibrator)
 
 
 def _beyond_fp16(proto: onnx.ModelProto, calibration: Calibration | None) -> set[str]:

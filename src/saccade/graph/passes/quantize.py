@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from saccade.errors import BuildError
 from saccade.graph.passes.elements import elem_types
-from saccade.graph.passes.parts import SIZE_READERS, WEIGHTED, moved, parts_of
+from saccade.graph.passes.parts import SIZE_READERS, WEIGHTED, is_move, moved, parts_of
 from saccade.graph.passes.qdq_writer import QdqWriter
 from saccade.graph.passes.scale_groups import scale_groups
 
@@ -90,13 +90,27 @@ def to_qdq(
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     _check_kept(made.graph, kept)
-    writer = QdqWriter(made.graph, ranges)
+    writer = QdqWriter(made.graph, _spread(made.graph, ranges))
     if everything:
         _quantize_all(made, writer, kept)
     else:
         _quantize_body(made.graph, writer, _chosen(made.graph, kept), kept)
     writer.finish()
     return made
+
+
+def _spread(graph: onnx.GraphProto, ranges: Mapping[str, float]) -> Mapping[str, float]:
+    """Ranges with those of moved tensors, which are their sources'.
+
+    A kept move does not move codes: what it makes is rounded behind it, and has no range of its
+    own if the calibration knew nothing of that.
+    """
+    spread = dict(ranges)
+    for node in graph.node:
+        if is_move(node) and all(name in spread for name in moved(node)):
+            for name in node.output:
+                spread.setdefault(name, max(spread[source] for source in moved(node)))
+    return spread
 
 
 def _check_kept(graph: onnx.GraphProto, kept: Collection[str]) -> None:

@@ -122,7 +122,7 @@ def _store_constants(graph: onnx.GraphProto) -> None:
 def _stored(node: onnx.NodeProto) -> onnx.TensorProto | None:
     import onnx
 
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.attribute:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":
