@@ -18,7 +18,7 @@ _OPTIONS = ("engines", "package", "shapes", "tf32", "workspace_mib")
 _MAX_ERROR_LINES = 6
 # Words of the library, in lower case, and what they mean to a user.
 _ADVICE = {
-    "fp8_e4m3": "FP8 needs sm89 or newer, which not all of {target} is; quantise to INT8",
+    "fp8_e4m3": "FP8 needs sm89 or newer; for {target} quantise to INT8",
     "has type int32": "it reads no 32-bit biases; quantise without biases",
     "plugin not found": "it has no such plug-in; take that operator out of the graph",
     "nms": "it cannot suppress boxes in this graph; export without suppression",
