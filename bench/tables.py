@@ -5,7 +5,8 @@
 
 The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case, the rates) and
 `<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
-docs/**/*.md and bench/README.md.
+docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps` and
+`-suppress` come from what `python -m bench.cpu_prepare` wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
     reports = load()
-    tables = {"cpu": overview(reports), "cpu-details": details(reports)}
+    tables = {"cpu": overview(reports), "cpu-details": details(reports)} | prepare_tables()
     stale = []
     for path in documents():
         text = path.read_text()
@@ -157,6 +158,92 @@ def cells(report: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         f"{check['agreement']:.1%}" if "agreement" in check else NO_RESULT,
         ap,
     ]
+
+
+def prepare_tables() -> dict[str, str]:
+    """The tables of docs/performance/cpu-prepare.md."""
+    names = ("convert", "strips", "parts", "steps", "suppress")
+    file = RESULTS / "prepare.json"
+    if not file.is_file():
+        return {f"prepare-{name}": "No results yet.\n" for name in names}
+    report = json.loads(file.read_text())
+    cases = report["convert"]
+    tables = {
+        "convert": prepare_convert(cases),
+        "strips": side_by_side("rows at a time", {k: v["strips"] for k, v in cases.items()}),
+        "parts": side_by_side("the kept way up to", {k: v["parts"] for k, v in cases.items()}),
+        "steps": side_by_side("step", {"one thread": report["steps"]}),
+        "suppress": prepare_suppress(report),
+    }
+    note = prepare_note(report)
+    return {f"prepare-{n}": f"\n{tables[n]}\n{note}\n" for n in names}
+
+
+def prepare_convert(cases: dict[str, Any]) -> str:
+    """One line per candidate, fastest first in the first case; then what a case moves."""
+    first = next(iter(cases.values()))
+    heads = [head for case in cases for head in (f"{case}, us", "least", "times the kept")]
+    rows = [["candidate", *heads, "error"]]
+    entries = first["candidates"]
+    for name in sorted(entries, key=lambda name: entries[name].get("median_us", float("inf"))):
+        cells = []
+        for case in cases.values():
+            entry, kept = case["candidates"][name], case["candidates"][case["kept"]]
+            is_timed = "median_us" in entry and "median_us" in kept
+            ratio = f"{entry['median_us'] / kept['median_us']:.2f}" if is_timed else NO_RESULT
+            cells += [*microseconds(entry), ratio]
+        errors = [case["candidates"][name]["error"] for case in cases.values()]
+        error = NO_RESULT if name == first["floor"] else f"{max(map(float, errors)):.0e}"
+        rows.append([f"**{name}**" if name == first["kept"] else name, *cells, error])
+    moved = "; ".join(
+        f"{name}: {case['bytes_read'] / 1e6:.2f} MB read, {case['bytes_written'] / 1e6:.2f} MB "
+        f"written, {case['bytes_padding'] / 1e6:.2f} MB of padding left out"
+        for name, case in cases.items()
+    )
+    return f"{markdown(rows)}\n{moved}. Error: the largest distance from x / 255 in float64.\n"
+
+
+def side_by_side(head: str, groups: dict[str, dict[str, Any]]) -> str:
+    """One line per entry in the order of the file, two columns per group."""
+    rows = [[head, *(cell for group in groups for cell in (f"{group}, us", "least"))]]
+    for name in dict.fromkeys(name for group in groups.values() for name in group):
+        found = [group.get(name) for group in groups.values()]
+        rows.append([name, *(cell for entry in found for cell in microseconds(entry))])
+    return markdown(rows)
+
+
+def prepare_suppress(report: dict[str, Any]) -> str:
+    kinds = report["suppress"]
+    columns = [(kind, way) for kind in kinds for way in ("saccade", "cv2", "reference")]
+    rows = [["candidates", *(f"{kind}, {way}, us" for kind, way in columns)]]
+    for num in next(iter(kinds.values())):
+        entries = [kinds[kind][num].get(way) for kind, way in columns]
+        rows.append([num, *(microseconds(entry)[0] for entry in entries)])
+    return (
+        f"{markdown(rows)}\nAt most {report['max_detections']} boxes of {report['num_classes']} "
+        f"classes, IoU {report['iou']}; crowded: {report['num_objects']} objects.\n"
+    )
+
+
+def prepare_note(report: dict[str, Any]) -> str:
+    machine = report["environment"]
+    versions = ", ".join(
+        f"{name} {machine['packages'][name]}"
+        for name in ("numpy", "opencv-python-headless", "simplejpeg", "pillow")
+    )
+    return (
+        f"Medians and least of rounds in turns, one thread; {machine_of(report)}; {versions}; "
+        f"{machine['date'][:10]}, load {machine['load_average'][0]} at the start.\n"
+    )
+
+
+def microseconds(entry: dict[str, Any] | None) -> list[str]:
+    """Median and least of one entry."""
+    if entry is None:
+        return [NO_RESULT, NO_RESULT]
+    if "refused" in entry:
+        return ["refused", NO_RESULT]
+    return [number(entry["median_us"]), number(entry["min_us"])]
 
 
 def number(value: float) -> str:
