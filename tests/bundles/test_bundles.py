@@ -260,11 +260,22 @@ def test_a_manifest_that_is_none_is_refused(write, tmp_path):
 
 
 def test_engines_are_kept_by_target(write):
-    engine = EngineFile(b"engine", "tensorrt_rtx 1.7", {"seconds": 0.5})
+    engine = EngineFile(b"engine", "onnxruntime", "made up 1.7", facts={"seconds": 0.5})
     bundle = write(extras=BundleExtras(engines={"sm89": engine}))
     assert bundle.engine_paths["sm89"].read_bytes() == b"engine"
     assert dict(bundle.plan.options)["engines"] == str(bundle.path / "engines")
-    assert bundle.manifest.engines["sm89"]["package"] == "tensorrt_rtx 1.7"
+    assert bundle.manifest.engines["sm89"]["package"] == "made up 1.7"
+    assert bundle.manifest.engines["sm89"]["is_verified"] is False
+
+
+def test_engines_of_another_back_end_do_not_touch_the_plan(write):
+    """Built for cards elsewhere, beside a plan for the processor here."""
+    engine = EngineFile(b"engine", "tensorrt", "tensorrt_rtx 1.7")
+    bundle = write(extras=BundleExtras(engines={"sm86+sm89": engine}))
+    assert bundle.plan == PLAN
+    with saccade.load(bundle.path) as detector:
+        detector(np.zeros((32, 32, 3), np.uint8))
+    assert (bundle.path / "engines" / "sm86+sm89.engine").read_bytes() == b"engine"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "contract.toml", "../x"])
@@ -371,7 +382,9 @@ def test_other_cores_are_a_note(write, capsys):
 
 
 def test_inspect_tells_the_evidence(write, capsys):
-    bundle = write(extras=BundleExtras(engines={"sm89": EngineFile(b"x", "tensorrt_rtx 1.7")}))
+    bundle = write(
+        extras=BundleExtras(engines={"sm89": EngineFile(b"x", "tensorrt", "tensorrt_rtx 1.7")})
+    )
     assert inspect_cli.inspect(bundle.path) == 0
     out = capsys.readouterr().out
     for text in ("2.1 times as fast", "AP_small", "0.5790", "fits this machine", "never run"):

@@ -49,8 +49,9 @@ class Bundle:
 
     @property
     def plan(self) -> Plan:
-        """How the engine runs; with the folder of ready engines, if there is one."""
-        if not self.manifest.engines:
+        """How the engine runs; with the folder of ready engines, if its back end has some."""
+        made = {engine.get("backend") for engine in self.manifest.engines.values()}
+        if self.manifest.plan.backend not in made:
             return self.manifest.plan
         engines = ("engines", str(self.path / ENGINES_FOLDER))
         options = (*self.manifest.plan.options, engines)

@@ -75,12 +75,17 @@ class EngineFile:
 
     Attributes:
         data: The engine.
+        backend: Name of the back end that runs it.
         package: What built it and can load it, with its version.
+        is_verified: Whether the gate ran it. Built ahead of time for a card that is not here, it
+            cannot be.
         facts: What else is worth knowing, as plain values: shapes, seconds, messages.
     """
 
     data: bytes
+    backend: str
     package: str
+    is_verified: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -256,7 +261,9 @@ def _manifest(
 def _facts(target: str, engine: EngineFile) -> dict[str, Any]:
     return {
         "file": f"{ENGINES_FOLDER}/{target}.engine",
+        "backend": engine.backend,
         "package": engine.package,
+        "is_verified": engine.is_verified,
         **plain(engine.facts),
     }
 

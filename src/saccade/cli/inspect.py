@@ -100,7 +100,10 @@ def _print_bundle(bundle: Any, mismatches: Any) -> None:
     rows = [(name, human_bytes(e.num_bytes), e.sha256[:12]) for name, e in manifest.files.items()]
     print_table("", ("file, whole", "size", "sha256"), rows)
     for target, engine in manifest.engines.items():
-        print(f"  engine for {target}: built by {engine['package']}, never run by the build")
+        run = (
+            "run by the gate" if engine.get("is_verified") else "never run: no such card was there"
+        )
+        print(f"  engine for {target}: built by {engine.get('package')}, {run}")
     print()
     if not mismatches:
         print("fits this machine")
