@@ -42,12 +42,20 @@ def fastest(rounds: Rounds, keys: Sequence[str]) -> str:
 
 
 def survivors(rounds: Rounds, keys: Sequence[str]) -> list[str]:
-    """The faster half, and those that noise does not let us tell from the best of it."""
+    """The faster half, and of the others those that noise does not let us tell from the best;
+    never more than two thirds, so that the field shrinks on any machine."""
     ranked = ranking(rounds, keys)
     if not ranked:
         return []
-    num_half = math.ceil(len(ranked) / 2)
+    num_half, at_most = math.ceil(len(ranked) / 2), math.ceil(len(ranked) * 2 / 3)
     best = ranked[0]
-    return ranked[:num_half] + [
-        key for key in ranked[num_half:] if max(paired_ratios(rounds, key, best)) >= 1 - NOISE / 2
+    return [
+        key
+        for position, key in enumerate(ranked[:at_most])
+        if position < num_half or _may_be_equal(paired_ratios(rounds, key, best))
     ]
+
+
+def _may_be_equal(ratios: Sequence[float]) -> bool:
+    """Noise shrinks with the square root of the number of rounds."""
+    return statistics.median(ratios) >= 1 - NOISE / math.sqrt(len(ratios))

@@ -46,6 +46,8 @@ _MAX_RUNGS = 6
 _NUM_FINALISTS = 3
 _FINAL_ROUNDS = 5
 _OBSERVE_SLACK = 20.0
+_START_S = 1.5  # until a process has imported its runtime
+_FIRST_ROUND_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,7 +351,19 @@ class Search:
         by_family = [variants(one, self.subject.model, space) for one in passed]
         for position in range(max(map(len, by_family), default=0)):
             found += [plans[position] for plans in by_family if position < len(plans)]
-        return [c for c in dict.fromkeys([*found, base]) if not self._is_over(c)]
+        fresh = [c for c in dict.fromkeys([*found, base]) if not self._is_over(c)]
+        room = max(self._room(), len(passed) + 1)
+        for candidate in fresh[room:]:
+            if candidate != base:
+                self._drop(candidate, "there was no time to try it")
+        return list(dict.fromkeys([*fresh[:room], base]))
+
+    def _room(self) -> int:
+        """How many plans the first round may hold: it opens a process for each."""
+        speeds = [row.speed for row in self.state.rows.values() if row.speed is not None]
+        load_s = statistics.mean(speed.load_s for speed in speeds) if speeds else 0.0
+        turn_s = 1.2 * self.settings.round_s + _START_S + load_s
+        return int(_FIRST_ROUND_SHARE * self.budget.left_s / turn_s)
 
     def _narrow(self, base: Candidate, contenders: list[Candidate]) -> list[Candidate]:
         """Halve the field round by round; every round also has the reference."""
@@ -396,7 +410,7 @@ class Search:
         order = dict.fromkeys([key_of(base), *field_])
         for key in order:
             candidate = by_key.get(key, base)
-            if key not in kept and self.budget.left_s <= 3 * self._observe_s and len(reached) > 1:
+            if reached and self.budget.left_s <= 3 * self._observe_s:
                 if key in field_ and not self._num_rounds([key]):
                     self._drop(candidate, "time was up before it was timed")
                 elif key in field_:

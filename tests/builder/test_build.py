@@ -1,0 +1,164 @@
+"""From a model to a bundle: interrupted, resumed, refused, and for real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+import saccade
+import saccade.backends
+from builder import build_quickly, colours
+from builder.slow_net import slow_detector
+from saccade import registry
+from saccade.builder.build import BuildOptions
+from saccade.errors import InputError
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def wrong_backends():
+    before = list(saccade.backends.__path__)
+    registry.names.cache_clear()
+    yield
+    saccade.backends.__path__[:] = before
+    registry.names.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    colours.draw(tmp_path / "pictures")
+    slow_detector(tmp_path / "net.onnx")
+    return tmp_path
+
+
+def test_a_build_gives_a_bundle_with_its_evidence(folder):
+    built = build_quickly.run(folder)
+    record = built.record
+    chosen = record.rows[record.chosen]
+    assert chosen.candidate.plan.backend == "right_quick"
+    assert "times FP32 ONNX Runtime" in record.verdict
+    assert "AP 1.0000 against AP 1.0000" in record.verdict
+    assert not (folder / "out.build").exists()
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert {"model.onnx", "contract.toml", "manifest.json", "report.html", "report.json"} <= names
+    with saccade.load(folder / "out") as detector:
+        assert detector.backend == "right_quick"
+        red = np.zeros((32, 32, 3), np.uint8)
+        red[..., 0] = 255
+        assert detector(red).classes.tolist() == [0]
+
+
+def test_a_killed_build_is_resumed_and_nothing_is_done_twice(folder):
+    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, str(TESTS / "builder" / "build_quickly.py"), str(folder)]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("gate:"):
+                break
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+    assert workers
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    assert len(gone) == len(workers)
+    assert any(line.startswith("probe:") for line in lines)
+    saved = msgspec.json.decode((folder / "out.build" / "state.json").read_bytes())
+    before = {key: row["speed"]["pictures_per_s"][0] for key, row in saved["rows"].items()}
+
+    with pytest.raises(InputError, match=r"was interrupted.*--resume"):
+        build_quickly.run(folder)
+    with pytest.raises(InputError, match="only the same build can be resumed; option batches"):
+        build_quickly.run(folder, resume=True, batches=(2,))
+    told: list[str] = []
+    built = build_quickly.run(folder, told.append, resume=True)
+    assert not any(text.startswith(("probe:", "reference:")) for text in told)
+    from saccade.builder.candidates import key_of
+
+    after = {key_of(row.candidate): row.speed for row in built.record.rows if row.speed}
+    for key, rate in before.items():
+        assert after[key].pictures_per_s[0] == rate
+    assert sum(saved["spent_s"].values()) < built.record.seconds
+
+
+def test_without_labels_it_is_judged_by_agreement(folder):
+    built = build_quickly.run(folder, data=None)
+    verdict = built.record.rows[built.record.chosen].verdict
+    assert verdict.judged_by == "agreement"
+    assert "agreement 1.0000" in built.record.verdict
+    assert "AP" not in built.record.verdict
+
+
+def test_wrong_calls_are_refused_before_any_work(folder, tmp_path):
+    with pytest.raises(InputError, match="must be judged on pictures"):
+        build_quickly.run(folder, data=None, images=None)
+    with pytest.raises(InputError, match="there are no labels"):
+        build_quickly.run(folder, data=None, max_drop="AP=0.1")
+    with pytest.raises(InputError, match="did you mean 'blue'"):
+        build_quickly.run(folder, max_drop="class:Blue=0.1")
+    with pytest.raises(InputError, match="must come with --calibration-images"):
+        build_quickly.run(folder, calibration_data=folder / "pictures" / "annotations.json")
+    with pytest.raises(InputError, match=r"24 of 24 are the same: 00\.jpg"):
+        build_quickly.run(folder, calibration_images=folder / "pictures")
+    other = tmp_path / "copies"
+    other.mkdir()
+    shutil.copy(folder / "pictures" / "07.jpg", other / "renamed.jpg")
+    with pytest.raises(InputError, match=r"1 of 1 are the same: 07\.jpg is"):
+        build_quickly.run(folder, calibration_images=other)
+    with pytest.raises(InputError, match="must be in a folder"):
+        build_quickly.run(folder, data=None, images=folder / "nothing")
+    (folder / "out").mkdir()
+    (folder / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="must be a new folder"):
+        build_quickly.run(folder)
+    assert not (folder / "out.build").exists()
+    with pytest.raises(InputError, match="--batch must be numbers from 1"):
+        BuildOptions(batches=(0,))
+
+
+def test_too_few_calibration_pictures_are_refused_with_the_way_out(folder, tmp_path):
+    colours.draw(tmp_path / "more", num=5, seed=1)
+    with pytest.raises(
+        InputError, match=r"at least 100 pictures, there are 5.*--min-calibration 5"
+    ):
+        build_quickly.run(folder, calibration_images=tmp_path / "more")
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_a_real_build_by_the_command_line(shared, tmp_path):
+    data = shared / "datasets" / "coco_ccby"
+    command = [
+        *(sys.executable, "-m", "saccade", "build", shared / "models" / "light_person_192.onnx"),
+        *("-o", tmp_path / "bundle", "--preset", "yolox", "--labels", tmp_path / "labels.txt"),
+        *("--data", data / "annotations" / "person.json", "--images", data / "images"),
+        *("--budget", "12s", "--backends", "onnxruntime", "--batch", "1", "--json"),
+    ]
+    (tmp_path / "labels.txt").write_text("person\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = msgspec.json.decode(done.stdout)
+    assert told["bundle"] == str(tmp_path / "bundle")
+    chosen = told["rows"][told["chosen"]]
+    assert chosen["status"] == "passed"
+    assert chosen["verdict"]["judged_by"] == "AP"
+    shown = subprocess.run(
+        [sys.executable, "-m", "saccade", "inspect", tmp_path / "bundle"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "fits this machine" in shown.stdout
