@@ -8,6 +8,7 @@ import itertools
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,18 @@ __all__ = ["Calibration", "CalibrationSettings", "cached", "collect", "digest_of
 
 SCHEMA = 1
 _REFERENCE = "onnxruntime"
+# What reading a file that was cut short or overwritten may raise.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    msgspec.MsgspecError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ class Calibration:
             InputError: It is missing, damaged or of another schema.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 head: dict[str, Any] = msgspec.json.decode(stored["head"].tobytes(), type=dict)
                 arrays = {name: stored[name] for name in ("counts", "limits", "largest")}
             if head["schema"] != SCHEMA:
@@ -140,7 +153,7 @@ class Calibration:
                 name: Histogram(*row) for name, row in zip(head["tensors"], rows, strict=True)
             }
             return cls(head["digest"], head["num_pictures"], histograms, tuple(head["skipped"]))
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as exc:
+        except _DAMAGE as exc:
             raise InputError(
                 f"{path} must be a calibration that saccade saved, it cannot be read "
                 f"({' '.join(str(exc).split())[:200]}); delete it and calibrate again"

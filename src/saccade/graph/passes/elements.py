@@ -30,7 +30,14 @@ def elem_types(proto: onnx.ModelProto) -> dict[str, int]:
         value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         skeleton.graph.input.append(value)
         skeleton.graph.initializer.remove(tensor)
-    inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise BuildError(
+            "the element type of every tensor must be known to change precision, onnx cannot "
+            f"infer them ({reason}); export the model with known operators"
+        ) from exc
     types = {tensor.name: int(tensor.data_type) for tensor in graph.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:

@@ -35,6 +35,7 @@ def tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
         BuildError: onnx cannot raise the opset of this graph.
     """
     import onnx
+    import onnx.inliner
 
     made = onnx.ModelProto()
     made.CopyFrom(proto)
