@@ -21,6 +21,7 @@ from saccade.backends._shape_ranges import (
     input_ranges,
     parse_shapes,
 )
+from saccade.backends._tensorrt_run import _DTYPES
 from saccade.errors import BackendUnavailable, BuildError, InputError
 from saccade.graph.reading import read_model
 from saccade.types import Model, Plan, TensorSpec
@@ -184,6 +185,36 @@ def test_plans_it_cannot_follow_are_refused(tmp_path, changes, error, told):
     model = read_model(mean_color_detector(tmp_path / "net.onnx"))
     with pytest.raises(error, match=told):
         BACKEND.build(model, Plan("tensorrt", **changes), ["sm89"])
+
+
+@pytest.mark.usefixtures("rtx")
+def test_the_interface_for_running_is_there():
+    """Running needs a card; that the names which it uses exist does not."""
+    import tensorrt_rtx
+
+    used = {
+        "Runtime": ("deserialize_cuda_engine",),
+        "ICudaEngine": (
+            "create_execution_context",
+            "get_device_memory_size_for_profile_v2",
+            "get_tensor_dtype",
+            "get_tensor_profile_shape",
+            "get_tensor_shape",
+            "num_optimization_profiles",
+        ),
+        "IExecutionContext": (
+            "execute_async_v3",
+            "get_tensor_shape",
+            "set_input_shape",
+            "set_optimization_profile_async",
+            "set_tensor_address",
+        ),
+    }
+    for owner, names in used.items():
+        for name in names:
+            assert hasattr(getattr(tensorrt_rtx, owner), name), f"{owner}.{name}"
+    assert tensorrt_rtx.DataType.HALF.itemsize == 2
+    assert set(_DTYPES) <= set(tensorrt_rtx.DataType.__members__)
 
 
 @pytest.mark.usefixtures("rtx")

@@ -17,7 +17,7 @@ import saccade
 from bundles import made
 from nets import SIZE_HW, mean_color_detector, score_of
 from saccade import backends, bundles
-from saccade.bundles import BundleExtras, EngineFile, fits, read_bundle, write_bundle
+from saccade.bundles import BundleExtras, EngineFile, fits, read_bundle, write_bundle, writing
 from saccade.bundles.fitting import needs_of
 from saccade.bundles.manifest import check_name, decode, encode
 from saccade.cli import inspect as inspect_cli
@@ -309,6 +309,14 @@ def test_what_is_no_bundle_is_never_replaced(write, tmp_path):
         write("link", overwrite=True)
 
 
+def test_a_file_system_that_cannot_swap_gets_two_renames(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "_EXCHANGE", 1 << 20)  # a flag that no kernel knows
+    write(extras=BundleExtras(files={"old": b"1"}))
+    write(overwrite=True)
+    assert not (tmp_path / "bundle" / "old").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "net.onnx"]
+
+
 def test_readers_see_the_old_or_the_new_bundle_never_none(write):
     """While it is being replaced, the folder is always there and always has a manifest."""
     path = write().path / "manifest.json"
@@ -411,6 +419,24 @@ def test_labels_of_any_kind_survive(net, tmp_path):
     with saccade.load(bundle.path) as detector:
         assert detector.contract.labels == labels
     assert len((bundle.path / "labels.txt").read_text().split("\n")) == 3
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_a_real_network_answers_from_its_bundle_as_before(shared, tmp_path):
+    net = shared / "models" / "cells_640.onnx"
+    pictures = sorted((shared / "datasets/bccd/images").glob("*.jpg"))[:3]
+    with saccade.load(net) as plain:
+        wanted = [one.detections for one in saccade.run(plain, pictures)]
+        contract = plain.contract
+    plan = Plan("onnxruntime", batch=2, streams=1, threads=2)
+    bundle = write_bundle(
+        tmp_path / "b", model_path=net, contract=contract, record=made.record(plan)
+    )
+    with saccade.load(bundle.path) as detector:
+        for want, got in zip(wanted, saccade.run(detector, pictures), strict=True):
+            np.testing.assert_allclose(got.detections.boxes_xyxy, want.boxes_xyxy, atol=0.01)
+            np.testing.assert_array_equal(got.detections.classes, want.classes)
 
 
 def test_a_broken_network_is_no_bundle(net, tmp_path):

@@ -117,7 +117,8 @@ class TrtDeviceEngine:
         self.fallbacks: tuple[Fallback, ...] = ()
         self._loaded: Loaded | None = loaded
         engine = loaded.engine
-        shapes = {s.name: static_shape(s.shape, plan.batch, size_hw) for s in model.inputs}
+        wanted = {s.name: static_shape(s.shape, plan.batch, size_hw) for s in model.inputs}
+        shapes = {n: s for n, s in wanted.items() if min(engine.get_tensor_shape(n)) < 0}
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"tensorrt cannot make a context: {errors_of(loaded.kept)}")
@@ -168,7 +169,7 @@ class TrtDeviceEngine:
 
 
 def _profile_for(engine: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The first profile whose ranges hold the shapes."""
+    """The first profile whose ranges hold the shapes of the inputs that are free."""
     told = []
     for index in range(engine.num_optimization_profiles):
         ranges = {name: engine.get_tensor_profile_shape(name, index) for name in shapes}
