@@ -160,7 +160,7 @@ def test_fp32_is_an_honest_answer(tmp_path):
     record = dataclasses.replace(made.record(PLAN, rows=LATER), chosen=0, verdict="FP32 stays.")
     page, _ = write_report(record, tmp_path)
     assert "1.00 times" in page.read_text()
-    assert "chosen, reference" in page.read_text()
+    assert "chosen<br>reference" in page.read_text()
 
 
 def test_agreement_is_never_called_ap(tmp_path):
@@ -265,7 +265,13 @@ def test_in_a_real_browser(tmp_path, differing):
     record = made.record(PLAN, rows=LATER, name="a" * 300 + HOSTILE)
     page, _ = write_report(record, tmp_path, differing, labels=[HOSTILE])
     with chromium() as tab:
-        for width, is_dark in ((1100, False), (1100, True), (360, False)):
+        for width, is_dark in (
+            (1100, False),
+            (1100, True),
+            (1000, False),
+            (700, False),
+            (360, False),
+        ):
             tab.open(page, width=width, is_dark=is_dark)
             assert tab.problems() == []
             assert [url for url in tab.requests() if not url.startswith(("file:", "data:"))] == []
@@ -273,6 +279,9 @@ def test_in_a_real_browser(tmp_path, differing):
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )
             assert sideways == 0
+            assert tab.evaluate(
+                "[...document.querySelectorAll('.card')].every(c => c.scrollWidth <= c.clientWidth)"
+            ), width
             marks = tab.evaluate(
                 "[...document.querySelectorAll('g.mark')].filter(m => {"
                 "  const b = m.getBoundingClientRect(); return b.width > 4 && b.height > 4})"

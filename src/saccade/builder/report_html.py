@@ -178,7 +178,7 @@ def _candidate(record: BuildRecord, index: int, columns: Sequence[str]) -> str:
     kind = "is-reference" if index == record.reference else ""
     kind = "is-chosen" if index == record.chosen else kind
     role: str = "chosen" if index == record.chosen else row.status
-    role += ", reference" if index == record.reference else ""
+    role += "<br>reference" if index == record.reference else ""
     score = score_of(record, index)
     numbers = [_figure(score) if score is not None else "", *cells]
     made = "".join(
