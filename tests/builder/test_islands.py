@@ -109,6 +109,25 @@ def test_minimal_within_the_limit_and_repeatable(losses: list[float]) -> None:
     assert all(c.drop is not None for c in one.contributions)
 
 
+def test_a_reference_that_is_known_is_not_measured() -> None:
+    score = additive({5: 0.1})
+
+    def lower_only(kept: frozenset[str]) -> float:
+        assert len(kept) < 32, "there is no INT8 graph with everything kept"
+        return score(kept)
+
+    found = search_islands(lower_only, blocks(16), target_drop=0.01, max_trials=20, reference=0.5)
+    assert found.kept == {"n5", "m5"}
+    assert find_islands(lower_only, blocks(16), target_drop=0.01, max_trials=20, reference=0.5) == {
+        "n5",
+        "m5",
+    }
+    assert find_islands(lower_only, blocks(16), target_drop=0.01, max_trials=2, reference=0.5) > {
+        "n5",
+        "m5",
+    }
+
+
 def test_wrong_calls() -> None:
     score = additive({})
     twice = [frozenset({"a"}), frozenset({"a", "b"})]

@@ -58,10 +58,12 @@ def find_islands(
     *,
     target_drop: float,
     max_trials: int,
+    reference: float | None = None,
 ) -> frozenset[str]:
     """The nodes of `search_islands`, without the evidence."""
-    found = search_islands(score, blocks, target_drop=target_drop, max_trials=max_trials)
-    return found.kept
+    return search_islands(
+        score, blocks, target_drop=target_drop, max_trials=max_trials, reference=reference
+    ).kept
 
 
 def search_islands(
@@ -70,11 +72,12 @@ def search_islands(
     *,
     target_drop: float,
     max_trials: int,
+    reference: float | None = None,
 ) -> Islands:
     """Find few blocks which, kept in FP32, hold the score within a limit of the reference.
 
-    The reference is the score with all blocks kept. First groups of blocks are bisected for the
-    smallest that suffices, then blocks are released one by one, those that cost nothing first,
+    The drop is measured against the score with all blocks kept. First groups of blocks are
+    bisected for the smallest that suffices, then smaller groups and single blocks are released
     until none can be. What is returned has been measured to be within the limit, also when trials
     run out; at worst it is everything.
 
@@ -87,6 +90,7 @@ def search_islands(
         blocks: Disjoint sets of node names, in graph order.
         target_drop: Limit on reference minus score.
         max_trials: At least 2.
+        reference: Score with everything kept, if it is known already (that is the FP32 model).
 
     Raises:
         InputError: The call is wrong.
@@ -94,7 +98,7 @@ def search_islands(
     _check(blocks, target_drop, max_trials)
     search = _Search(score, blocks, target_drop, max_trials)
     everything = tuple(range(len(blocks)))
-    reference = search.start(everything)
+    reference = search.start(everything, reference)
     kept: tuple[int, ...] = everything
     try:
         kept = () if search.is_enough(()) else search.reduce(everything)
@@ -112,7 +116,7 @@ def search_islands(
         contributions=tuple(contributions),
         reference=reference,
         drop=reference - search.known[kept],
-        trials=len(search.known),
+        trials=search.trials,
         is_minimal=is_minimal,
     )
 
@@ -151,23 +155,28 @@ class _Search:
     ) -> None:
         self.known: dict[tuple[int, ...], float] = {}
         self.smallest: tuple[int, ...] = ()
+        self.trials = 0
         self._score = score
         self._blocks = blocks
         self._target_drop = target_drop
         self._max_trials = max_trials
         self._reference = 0.0
 
-    def start(self, everything: tuple[int, ...]) -> float:
-        """Measure the reference."""
-        self._reference = self.known[everything] = self._score(_union(self._blocks, everything))
+    def start(self, everything: tuple[int, ...], reference: float | None) -> float:
+        """Take the reference, or measure it."""
+        if reference is None:
+            reference = self._score(_union(self._blocks, everything))
+            self.trials = 1
+        self._reference = self.known[everything] = reference
         self.smallest = everything
         return self._reference
 
     def is_enough(self, kept: tuple[int, ...]) -> bool:
         """Whether keeping these blocks holds the score within the limit."""
         if kept not in self.known:
-            if len(self.known) >= self._max_trials:
+            if self.trials >= self._max_trials:
                 raise _OutOfTrialsError
+            self.trials += 1
             self.known[kept] = self._score(_union(self._blocks, kept))
         # NaN is never enough.
         is_within = self._reference - self.known[kept] <= self._target_drop
