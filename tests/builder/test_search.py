@@ -23,6 +23,7 @@ from saccade.builder.records import Candidate, GateLimits, Recipe
 from saccade.builder.rounds import paired_ratios, ranking, survivors
 from saccade.builder.search import Search, Settings, Subject
 from saccade.builder.state import open_state
+from saccade.builder.wording import sentence
 from saccade.errors import InputError
 from saccade.evaluation.annotations import read_annotations
 from saccade.pipeline.detector import load
@@ -227,6 +228,10 @@ def test_a_latency_limit_that_nothing_keeps_leaves_the_reference(tmp_path):
     outcome = task.search("wrong_honest", latency_ms=1e-6)
     assert outcome.chosen == outcome.reference
     assert outcome.rows[outcome.chosen].speed.latency_p99_ms > 0
+    assert outcome.rows[outcome.reference].status == "passed"
+    told = sentence(outcome, "throughput", 1e-6)
+    assert "FP32 in ONNX Runtime is the answer" in told
+    assert "does NOT keep the limit of 1e-06 ms" in told
 
 
 def test_latency_can_be_the_objective(tmp_path):

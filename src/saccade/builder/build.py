@@ -39,8 +39,8 @@ from saccade.vision.decode import Decoder
 __all__ = ["BuildOptions", "Built", "build"]
 
 _MIN_MEMORY_BYTES = 2 << 30
-_BYTES_PER_PROCESS = 768 << 20
-_MAX_ALIVE = 12
+_BYTES_PER_PROCESS = 384 << 20
+_MAX_ALIVE = 32
 _NUM_DIFFERENCES = 8
 
 
@@ -313,7 +313,7 @@ def _record(
         rows=outcome.rows,
         reference=outcome.reference,
         chosen=outcome.chosen,
-        verdict=sentence(outcome, options.objective),
+        verdict=sentence(outcome, options.objective, options.latency_ms),
         notes=(*notes(outcome, options.objective, spent_s), *left_out),
         machine=dataclasses.asdict(machine()),
         seconds=sum(spent_s.values()),

@@ -111,6 +111,10 @@ class Fleet:
         loaded = self._alive.get(key_of(candidate))
         return loaded.process.peak_memory_bytes if loaded else 0
 
+    def forget(self, candidate: Candidate) -> None:
+        """End a candidate's process, if it has one: its memory is wanted for others."""
+        self._close(key_of(candidate))
+
     def _close(self, key: str) -> None:
         loaded = self._alive.pop(key, None)
         if loaded is not None:

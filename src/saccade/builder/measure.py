@@ -20,7 +20,7 @@ from saccade.vision.place import single_threaded_cv2
 __all__ = ["Latency", "Rate", "measure_latency", "measure_rate"]
 
 _WARM_SHARE = 0.2
-_MIN_WARM_PICTURES = 2
+_MIN_WAVES = 3  # of as many pictures as are computed at once
 _WARM_LATENCIES = 3
 
 
@@ -59,34 +59,36 @@ def measure_rate(
 ) -> Rate:
     """Run the pipeline for about so many seconds, over the pictures again and again."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    source = _cycle(items, began_s + seconds, 2 * candidate.plan.batch * candidate.plan.streams)
+    at_once = candidate.plan.batch * candidate.plan.streams
+    source = _cycle(items, began_s + seconds, _MIN_WAVES * at_once, step=at_once)
     with Run(detector, source, detector.contract.detect, options_of(candidate)) as run:
         done_s = [time.perf_counter() for _ in run]
     cpu_s = time.process_time() - began_cpu_s
-    return Rate(
-        _rate(done_s, began_s, candidate.plan.batch), 1e3 * cpu_s / len(done_s), len(done_s)
-    )
+    num = len(done_s)
+    return Rate(_rate(done_s, began_s, at_once), 1e3 * cpu_s / num, num)
 
 
-def _cycle(items: Sequence[SourceItem], stop_s: float, at_least: int) -> Iterator[SourceItem]:
+def _cycle(
+    items: Sequence[SourceItem], stop_s: float, at_least: int, step: int = 1
+) -> Iterator[SourceItem]:
+    """Pictures until the time is over; then no stream is left with less to do than others."""
     index = 0
-    while index < at_least or time.perf_counter() < stop_s:
+    while index < at_least or index % step or time.perf_counter() < stop_s:
         item = items[index % len(items)]
         yield SourceItem(index, item.name, item.kind, item.value, item.error)
         index += 1
 
 
-def _rate(done_s: Sequence[float], began_s: float, batch: int) -> float:
-    """Pictures per second from the end of one batch to the last result, after warming up.
+def _rate(done_s: Sequence[float], began_s: float, at_once: int) -> float:
+    """Pictures per second after warming up.
 
-    Results of a batch come at once; counting from the end of a batch keeps the clock fair.
+    Results of a batch come at once, and those of all streams nearly so. Counting from the end of
+    such a wave to the end of the last one keeps the clock fair.
     """
     warm_s = began_s + _WARM_SHARE * (done_s[-1] - began_s)
-    for index, at_s in enumerate(done_s):
-        is_warm = at_s >= warm_s and index >= _MIN_WARM_PICTURES - 1
-        left = len(done_s) - 1 - index
-        if is_warm and (index + 1) % batch == 0 and left >= batch and done_s[-1] > at_s:
-            return left / (done_s[-1] - at_s)
+    for index in range(at_once - 1, len(done_s) - at_once, at_once):
+        if done_s[index] >= warm_s and done_s[-1] > done_s[index]:
+            return (len(done_s) - 1 - index) / (done_s[-1] - done_s[index])
     return len(done_s) / (done_s[-1] - began_s)
 
 

@@ -162,9 +162,13 @@ class Search:
 
     def _drop(self, candidate: Candidate, why: str) -> None:
         self._update(candidate, status="dropped", error=why)
+        self.fleet.forget(candidate)
 
     def _is_over(self, candidate: Candidate) -> bool:
         return self.state.row(candidate).status in ("failed", "refused")
+
+    def _is_reference(self, candidate: Candidate) -> bool:
+        return candidate == reference(self.subject.model, self.settings.space.num_cores)
 
     # Asking
 
@@ -295,6 +299,8 @@ class Search:
             mine = self._probed(candidate)
             if self._is_over(candidate):
                 continue
+            if mine * HEADROOM < best and self._is_reference(candidate):
+                continue  # it stays to be compared with, but its other plans are not tried
             if mine * HEADROOM < best:
                 self._drop(
                     candidate,
@@ -440,12 +446,13 @@ class Search:
                     f"not worth it: {self._ratio(candidate, base):.2f} times the FP32 reference",
                 )
                 continue
-            if not self._is_quick_enough(candidate) and candidate != base:
+            if not self._is_quick_enough(candidate):
                 continue
             if candidate == base or self._judge(gate, candidate, self._batches(candidate)):
                 self._update(candidate, status="passed", error="")
                 return candidate
-        self._is_quick_enough(base)
+        if self._speed(base).latency_p99_ms is None:
+            self._is_quick_enough(base)
         return base
 
     def _batches(self, candidate: Candidate) -> list[int]:
@@ -469,6 +476,8 @@ class Search:
         )
         self._update(candidate, speed=speed)
         if limit_ms is not None and not p99_ms <= limit_ms:
+            if self._is_reference(candidate):
+                return False  # it stays as what is left when nothing keeps the limit
             self._drop(
                 candidate, f"too slow for single pictures: p99 {p99_ms:.1f} ms, limit {limit_ms:g}"
             )

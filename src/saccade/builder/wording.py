@@ -41,8 +41,23 @@ def _speed(row: Row, unit: str) -> str:
     return f"{rate:.1f} pictures/s" if unit == "throughput" else f"{1e3 / rate:.2f} ms a picture"
 
 
-def sentence(outcome: Outcome, objective: str) -> str:
+def sentence(outcome: Outcome, objective: str, latency_ms: float | None = None) -> str:
     """The verdict."""
+    return _verdict(outcome, objective) + _broken_limit(outcome, latency_ms)
+
+
+def _broken_limit(outcome: Outcome, latency_ms: float | None) -> str:
+    speed = outcome.rows[outcome.chosen].speed
+    p99_ms = speed.latency_p99_ms if speed else None
+    if latency_ms is None or p99_ms is None or p99_ms <= latency_ms:
+        return ""
+    return (
+        f". It does NOT keep the limit of {latency_ms:g} ms, nor does anything else that passed: "
+        f"the 99th percentile of single pictures is {p99_ms:.1f} ms"
+    )
+
+
+def _verdict(outcome: Outcome, objective: str) -> str:
     chosen, base = outcome.rows[outcome.chosen], outcome.rows[outcome.reference]
     if outcome.chosen == outcome.reference:
         tried = [row for row in outcome.rows if row is not base]
@@ -81,17 +96,27 @@ def _why(rows: Sequence[Row], chosen: Row, objective: str) -> str:
     timed = [row for row in rows if rate_of(row) is not None]
     if not timed:
         return f"it could not be run: {next((r.error for r in rows if r.error), 'not tried')}"
-    best = max(timed, key=lambda row: (row.status == "passed", rate_of(row) or 0.0))
-    fastest = max(timed, key=lambda row: rate_of(row) or 0.0)
-    told = (
-        f"the fastest, {fastest.candidate.label}, reaches {_speed(fastest, objective)} against "
-        f"{_speed(chosen, objective)} of the chosen one"
-    )
-    if fastest.status == "refused":
-        told += f", but it was refused: {fastest.error}"
-    if best is not fastest and best.status == "passed":
-        told += f"; {best.candidate.label} passes with {_speed(best, objective)}"
-    return told
+    refused = [row for row in timed if row.status == "refused"]
+    others = [row for row in timed if row.status != "refused"]
+    told = []
+    if others:
+        # The one that stayed longest in the field was compared most often.
+        best = max(others, key=lambda row: (_num_rounds(row), rate_of(row) or 0.0))
+        why = f" ({best.error})" if best.error else ""
+        told.append(
+            f"{best.candidate.label} reaches {_speed(best, objective)}{why}, the chosen one "
+            f"{_speed(chosen, objective)}"
+        )
+    if refused:
+        best = max(refused, key=lambda row: rate_of(row) or 0.0)
+        told.append(
+            f"{best.candidate.label} with {_speed(best, objective)} was refused: {best.error}"
+        )
+    return "; ".join(told)
+
+
+def _num_rounds(row: Row) -> int:
+    return len(row.speed.pictures_per_s) if row.speed else 0
 
 
 def _warnings(chosen: Row) -> Iterator[str]:
