@@ -5,8 +5,8 @@
 
 The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case, the rates) and
 `<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
-docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps` and
-`-suppress` come from what `python -m bench.cpu_prepare` wrote.
+docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps`,
+`-suppress` and `-machine` come from what `python -m bench.cpu_prepare` wrote.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def cells(report: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
 
 def prepare_tables() -> dict[str, str]:
     """The tables of docs/performance/cpu-prepare.md."""
-    names = ("convert", "strips", "parts", "steps", "suppress")
+    names = ("machine", "convert", "strips", "parts", "steps", "suppress")
     file = RESULTS / "prepare.json"
     if not file.is_file():
         return {f"prepare-{name}": "No results yet.\n" for name in names}
@@ -175,8 +175,8 @@ def prepare_tables() -> dict[str, str]:
         "steps": side_by_side("step", {"one thread": report["steps"]}),
         "suppress": prepare_suppress(report),
     }
-    note = prepare_note(report)
-    return {f"prepare-{n}": f"\n{tables[n]}\n{note}\n" for n in names}
+    tables["machine"] = prepare_note(report)
+    return {f"prepare-{name}": f"\n{table}\n" for name, table in tables.items()}
 
 
 def prepare_convert(cases: dict[str, Any]) -> str:
@@ -232,8 +232,10 @@ def prepare_note(report: dict[str, Any]) -> str:
         for name in ("numpy", "opencv-python-headless", "simplejpeg", "pillow")
     )
     return (
-        f"Medians and least of rounds in turns, one thread; {machine_of(report)}; {versions}; "
-        f"{machine['date'][:10]}, load {machine['load_average'][0]} at the start.\n"
+        f"Median, least of rounds in turns, {report['clock']}, one thread; {machine_of(report)}; "
+        f"{versions}; {machine['date'][:10]}, load {machine['load_average'][0]} at the start and "
+        f"{report['load_average_after'][0]} at the end: the run took {report['cpu_s']} s of CPU "
+        f"time and {report['wall_s']} s.\n"
     )
 
 
