@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import saccade.backends
 from builder import colours, wrong_worker
@@ -221,6 +224,38 @@ def test_hangs_and_memory_eaters_are_rows_and_fp32_is_the_honest_answer(tmp_path
     assert {row.status for row in by_backend(outcome, "wrong_slow")} == {"dropped"}
     assert "cannot become the fastest" in errors["wrong_slow"]
     assert outcome.rows[outcome.chosen].candidate.plan.backend == "onnxruntime"
+
+
+def test_int8_keeps_in_fp32_what_it_must(tmp_path):
+    task = Task(tmp_path, slow_detector)
+    quick = mean_color_detector(tmp_path / "quick.onnx")
+    model = onnx.load(quick)
+    (box,) = [one for one in model.graph.initializer if one.name == "box"]
+    moved = numpy_helper.to_array(box) + np.float32([3, 0, 0, 0]).reshape(1, 4, 1)
+    box.CopyFrom(numpy_helper.from_array(moved, "box"))
+    spoilt = tmp_path / "spoilt.onnx"
+    onnx.save(model, spoilt)
+
+    def make(recipe: Recipe) -> Path:
+        """As if quantising the node called fragile moved every box."""
+        if recipe.precision == "fp32":
+            return task.model.path
+        return quick if "fragile" in recipe.kept else spoilt
+
+    task.subject = dataclasses.replace(
+        task.subject,
+        recipes=[Recipe(), Recipe("int8", "minmax")],
+        make=make,
+        blocks=lambda: [frozenset({name}) for name in ("a", "fragile", "c", "d")],
+    )
+    outcome = task.search(budget_s=200.0)
+    chosen = outcome.rows[outcome.chosen]
+    assert chosen.candidate.recipe == Recipe("int8", "minmax", ("fragile",))
+    assert chosen.verdict.passed
+    assert outcome.ratio > 1.5
+    plain = [row for row in outcome.rows if row.candidate.recipe == Recipe("int8", "minmax")]
+    assert {row.status for row in plain} == {"refused"}
+    assert all(row.status != "waiting" for row in outcome.rows)
 
 
 def test_a_latency_limit_that_nothing_keeps_leaves_the_reference(tmp_path):

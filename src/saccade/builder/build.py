@@ -20,6 +20,7 @@ from saccade.builder.calibration import Calibration, CalibrationSettings, cached
 from saccade.builder.candidates import Space, available_backends, key_of
 from saccade.builder.fleet import Fleet
 from saccade.builder.gate import parse_max_drop
+from saccade.builder.islands import blocks_of
 from saccade.builder.pictures import Pictures, calibration_pictures, gate_pictures, refuse_shared
 from saccade.builder.process import COMMAND, Limits
 from saccade.builder.recipes import calibration_tensors, candidate_recipes, make_model, why_not
@@ -184,6 +185,7 @@ def build(
         annotations=pictures.annotations,
         recipes=recipes,
         make=files.make,
+        blocks=lambda: blocks_of(model),
     )
     settings = Settings(
         objective=options.objective,

@@ -29,7 +29,7 @@ from saccade.errors import InputError
 from saccade.evaluation.annotations import Annotations
 from saccade.types import Contract, Detections
 
-__all__ = ["METRICS", "Gate", "judge", "make_gate", "parse_max_drop"]
+__all__ = ["METRICS", "Gate", "judge", "make_gate", "parse_max_drop", "shortfall"]
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 _CLASS = "class:"
@@ -199,6 +199,17 @@ def judge(gate: Gate, candidate: Answers) -> Verdict:
         num_pictures=gate.scored.num_pictures,
         checked=tuple(one.where for one in candidate.passes),
     )
+
+
+def shortfall(gate: Gate, verdict: Verdict) -> float:
+    """How far the worst of the limited figures is beyond its limit, negative if it is."""
+    drops = [
+        limit - verdict.drops[name].value
+        for name, limit in _limits(gate).items()
+        if name in verdict.drops
+    ]
+    worst = min(drops, default=0.0)
+    return worst if worst < -_ROUNDING else 0.0
 
 
 def _score_pass(gate: Gate, one: Pass) -> Scored:

@@ -3,7 +3,8 @@
 1. The FP32 reference answers and is timed.
 2. One plan of each family (file, back end, precision) is timed in one short round.
 3. Families are judged, the fastest first. One whose probe, times HEADROOM, is below that of a
-   family that passed cannot become the fastest by another plan: it is dropped.
+   family that passed cannot become the fastest by another plan: it is dropped. Where INT8 is the
+   fastest but loses too much, a few blocks that have to stay in FP32 are looked for.
 4. Other plans of the families that passed run in interleaved rounds; the slower half is dropped
    after each, as far as noise lets one tell.
 5. The finalists are judged on their exact plans, the fastest first. The first that passes wins; if
@@ -26,7 +27,8 @@ from saccade.builder.answers import Answers
 from saccade.builder.budget import Budget
 from saccade.builder.candidates import Space, families, key_of, kind_of, reference, variants
 from saccade.builder.fleet import Fleet
-from saccade.builder.gate import Gate, judge, make_gate
+from saccade.builder.gate import Gate, judge, make_gate, shortfall
+from saccade.builder.islands import find_islands
 from saccade.builder.process import WorkerFailed
 from saccade.builder.records import Candidate, GateLimits, Recipe, Row, Speed, Status
 from saccade.builder.rounds import paired_ratios, ranking, survivors
@@ -46,6 +48,8 @@ _MAX_RUNGS = 6
 _NUM_FINALISTS = 3
 _FINAL_ROUNDS = 5
 _OBSERVE_SLACK = 20.0
+_MIN_TRIALS, _MAX_TRIALS = 4, 24
+_ISLANDS_SHARE = 0.4  # of the time left
 _START_S = 1.5  # until a process has imported its runtime
 _FIRST_ROUND_SHARE = 0.3
 
@@ -84,6 +88,7 @@ class Subject:
         annotations: Labels, or None to judge by agreement.
         recipes: Files to try.
         make: Makes a file by its recipe; may raise SaccadeError.
+        blocks: Nodes that INT8 touches, in blocks that may be kept in FP32 together.
     """
 
     model: Model
@@ -93,6 +98,7 @@ class Subject:
     annotations: Annotations | None
     recipes: Sequence[Recipe]
     make: Callable[[Recipe], Path]
+    blocks: Callable[[], Sequence[frozenset[str]]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,9 @@ class Search:
         base = reference(self.subject.model, self.settings.space.num_cores)
         gate = self._measure_reference(base)
         probed = self._probe_all(base)
-        passed = self._best_of_kind(self._judge_families(gate, probed))
+        passed = self._judge_families(gate, probed)
+        passed += self._keep_islands(gate, probed, passed)
+        passed = self._best_of_kind(passed)
         contenders = self._contenders(base, passed)
         finalists = self._narrow(base, contenders)
         chosen = self._choose(gate, base, finalists)
@@ -312,6 +320,59 @@ class Search:
             elif self._judge(gate, candidate, [candidate.plan.batch]):
                 passed.append(candidate)
         return passed
+
+    def _keep_islands(
+        self, gate: Gate, probed: list[Candidate], passed: list[Candidate]
+    ) -> list[Candidate]:
+        """Where INT8 is the fastest but loses too much whatever the calibrator, find the few
+        blocks that have to stay in FP32."""
+        found = []
+        by_kind: dict[tuple[object, ...], list[Candidate]] = {}
+        for candidate in probed:
+            if candidate.recipe.precision == "int8":
+                by_kind.setdefault(kind_of(candidate), []).append(candidate)
+        for group in by_kind.values():
+            best = max(group, key=self._accuracy)
+            is_fast = self._probed(best) > max(map(self._probed, passed), default=0.0)
+            if is_fast and all(map(self._lost_too_much, group)):
+                found += self._islands_of(gate, best)
+        return found
+
+    def _lost_too_much(self, candidate: Candidate) -> bool:
+        verdict = self.state.row(candidate).verdict
+        return verdict is not None and {r.kind for r in verdict.reasons} == {"drop"}
+
+    def _islands_of(self, gate: Gate, lossy: Candidate) -> list[Candidate]:
+        blocks = self.subject.blocks()
+        trial_s = self._observe_s * max(1.0, self._cost(lossy)) + 2 * _START_S
+        num_trials = min(_MAX_TRIALS, int(_ISLANDS_SHARE * self.budget.left_s / trial_s))
+        if num_trials < _MIN_TRIALS or len(blocks) < 2:
+            self.say(f"islands: no time to look for what {lossy.label} should keep in FP32")
+            return []
+        everything = frozenset().union(*blocks)
+
+        def with_kept(nodes: frozenset[str]) -> Candidate:
+            return replace(lossy, recipe=replace(lossy.recipe, kept=tuple(sorted(nodes))))
+
+        def score(nodes: frozenset[str]) -> float:
+            if nodes == everything:
+                return 0.0  # nothing is quantised: the reference
+            trial = with_kept(nodes)
+            self._judge(gate, trial, [trial.plan.batch])
+            verdict = self.state.row(trial).verdict
+            return -1.0 if verdict is None else min(0.0, shortfall(gate, verdict))
+
+        kept = find_islands(score, blocks, target_drop=0.0, max_trials=num_trials)
+        winner = with_kept(kept)
+        for row in list(self.state.rows.values()):
+            is_step = row.candidate.recipe.kept and row.candidate.recipe != winner.recipe
+            if is_step and row.status == "waiting":
+                self._drop(row.candidate, "a step in the search for what stays in FP32")
+        if kept == everything:
+            return []
+        self.say(f"islands: {lossy.label} passes with {len(kept)} nodes in FP32")
+        self._probe(winner)
+        return [winner] if self.state.row(winner).speed is not None else []
 
     def _best_of_kind(self, passed: list[Candidate]) -> list[Candidate]:
         """Of families that do the same arithmetic with other numbers in it, the most accurate."""
