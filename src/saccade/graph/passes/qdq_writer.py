@@ -39,6 +39,7 @@ class QdqWriter:
         self._rounded_weights: dict[tuple[str, int], str] = {}
         self._weight_nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()
+        self._twins: dict[str, onnx.NodeProto] = {}
 
     def set_scale(self, roots: Sequence[str], members: Sequence[str]) -> None:
         """Give the tensors of a group one scale, that of its widest root.
@@ -82,6 +83,14 @@ class QdqWriter:
     def _grid(self, name: str) -> tuple[str, str]:
         scale = self._store(f"{name}:scale", np.asarray(self._scales[name]))
         return scale, self._store(_ZERO, np.zeros((), np.int8))
+
+    def twin(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """A copy of a node, to be placed behind it."""
+        twin = type(node)()
+        twin.CopyFrom(node)
+        twin.name = f"{node.name}:int8"
+        self._twins[node.name] = twin
+        return twin
 
     def round_output(self, name: str) -> None:
         """Round an output of the graph; it keeps its name."""
@@ -137,16 +146,21 @@ class QdqWriter:
     def finish(self) -> None:
         """Put the new nodes in their places and drop weights that nothing reads any more."""
         nodes = list(self._weight_nodes)
-        for value in self._graph.input:
+        for value in (*self._graph.input, *self._graph.initializer):
             self._append_behind(nodes, value.name)
         for node in self._graph.node:
-            nodes.append(node)
-            for name in node.output:
-                self._append_behind(nodes, name)
+            self._append_node(nodes, node)
+            if node.name in self._twins:
+                self._append_node(nodes, self._twins[node.name])
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del self._graph.node[:]
         self._graph.node.extend(copies)
         drop_unread_weights(self._graph)
+
+    def _append_node(self, nodes: list[onnx.NodeProto], node: onnx.NodeProto) -> None:
+        nodes.append(node)
+        for name in node.output:
+            self._append_behind(nodes, name)
 
     def _append_behind(self, nodes: list[onnx.NodeProto], name: str) -> None:
         for node in self._behind.get(name, []):

@@ -7,9 +7,10 @@ Biases stay in floating point: an INT32 bias behind a DequantizeLinear is refuse
 Activations are rounded where they are made. What is put together by moves (Concat, MaxPool,
 Slice, Resize by repetition and so on) on its way to a convolution shares one scale, and the moves
 themselves move INT8 codes: DequantizeLinear comes behind them, right before the convolution.
-OpenVINO 2026.4 computes wrong values if a signed DequantizeLinear comes before a Concat or a
-Slice (it turns codes into unsigned ones and loses the offset), so the order is not a matter of
-taste. What the head, an activation function or a residual sum reads is not rounded.
+OpenVINO 2026.4 computes wrong values if signed quantisers come right before or right behind a
+Concat (it turns codes into unsigned ones and loses the offset), so their place is not a matter of
+taste. A move whose values are wanted as well, by a node that is kept, say, is doubled. What the
+head, an activation function or a residual sum reads is not rounded.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from saccade.errors import BuildError
 from saccade.graph.passes.elements import elem_types
-from saccade.graph.passes.parts import SIZE_READERS, WEIGHTED, is_move, moved, parts_of
+from saccade.graph.passes.parts import SIZE_READERS, WEIGHTED, moved, parts_of
 from saccade.graph.passes.qdq_writer import QdqWriter
-from saccade.graph.passes.scale_groups import scale_groups
+from saccade.graph.passes.scale_groups import ScaleGroups, scale_groups
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +67,9 @@ def quantized_tensors(
     """Names of the tensors whose ranges `to_qdq` asks for, sorted."""
     if everything:
         return tuple(sorted(_all_tensors(proto)))
-    return tuple(sorted(scale_groups(proto.graph, _chosen(proto.graph, kept), kept).roots))
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    groups = scale_groups(proto.graph, _chosen(proto.graph, kept), kept)
+    return tuple(sorted(groups.roots - stored))
 
 
 def to_qdq(
@@ -90,27 +95,30 @@ def to_qdq(
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     _check_kept(made.graph, kept)
-    writer = QdqWriter(made.graph, _spread(made.graph, ranges))
     if everything:
+        writer = QdqWriter(made.graph, ranges)
         _quantize_all(made, writer, kept)
     else:
-        _quantize_body(made.graph, writer, _chosen(made.graph, kept), kept)
+        chosen = _chosen(made.graph, kept)
+        groups = scale_groups(made.graph, chosen, kept)
+        writer = QdqWriter(made.graph, _with_stored(made.graph, ranges, groups.roots))
+        _quantize_body(made.graph, writer, chosen, groups)
     writer.finish()
     return made
 
 
-def _spread(graph: onnx.GraphProto, ranges: Mapping[str, float]) -> Mapping[str, float]:
-    """Ranges with those of moved tensors, which are their sources'.
+def _with_stored(
+    graph: onnx.GraphProto, ranges: Mapping[str, float], names: Collection[str]
+) -> Mapping[str, float]:
+    """Ranges with those of stored tensors that are put together with activations."""
+    from onnx import numpy_helper
 
-    A kept move does not move codes: what it makes is rounded behind it, and has no range of its
-    own if the calibration knew nothing of that.
-    """
-    spread = dict(ranges)
-    for node in graph.node:
-        if is_move(node) and all(name in spread for name in moved(node)):
-            for name in node.output:
-                spread.setdefault(name, max(spread[source] for source in moved(node)))
-    return spread
+    found = dict(ranges)
+    for tensor in graph.initializer:
+        if tensor.name in names:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            found[tensor.name] = float(np.abs(values).max(initial=0))
+    return found
 
 
 def _check_kept(graph: onnx.GraphProto, kept: Collection[str]) -> None:
@@ -136,27 +144,28 @@ def _quantize_body(
     graph: onnx.GraphProto,
     writer: QdqWriter,
     chosen: Sequence[onnx.NodeProto],
-    kept: Collection[str],
+    groups: ScaleGroups,
 ) -> None:
-    groups = scale_groups(graph, chosen, kept)
     for members in groups.groups():
         writer.set_scale([name for name in members if name in groups.roots], members)
     for name in sorted(groups.roots):
         writer.quantize(name)
     movers = [node for node in graph.node if node.name in groups.movers]
-    are_moved = {name for node in movers for name in node.output}
+    replaced = [node for node in movers if groups.exact.isdisjoint(node.output)]
+    coded = {name for node in replaced for name in node.output}
     chosen_names = {node.name for node in chosen}
     for node in graph.node:
         if node.name in chosen_names:
             node.input[0] = writer.rounded(node.input[0])
             writer.quantize_weight(node)
-        elif node.name in groups.movers:
-            for index, name in enumerate(moved(node)):
-                node.input[index] = writer.code(name)
-        else:
+        elif node.name not in groups.movers:
             use = writer.code if node.op_type in SIZE_READERS else writer.rounded
-            node.input[:] = [use(name) if name in are_moved else name for name in node.input]
+            node.input[:] = [use(name) if name in coded else name for name in node.input]
     for node in movers:
+        if node not in replaced:
+            node = writer.twin(node)
+        for index, name in enumerate(moved(node)):
+            node.input[index] = writer.code(name)
         node.output[:] = [writer.code(name) for name in node.output]
 
 

@@ -18,13 +18,16 @@ class ScaleGroups:
     """Tensors that share a scale, as disjoint sets.
 
     Attributes:
-        roots: Tensors that are rounded: what convolutions and moves read that is no move's.
+        roots: Tensors that are rounded: what convolutions and moves read that no move makes.
         movers: Names of the moves between roots and convolutions; they move INT8 codes.
+        exact: Tensors that something reads which must see what was computed, not what was
+            rounded: the head, the stem, nodes that are kept, outputs of the graph.
     """
 
     def __init__(self) -> None:
         self.roots: set[str] = set()
         self.movers: set[str] = set()
+        self.exact: frozenset[str] = frozenset()
         self._parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
@@ -49,17 +52,16 @@ class ScaleGroups:
 def scale_groups(
     graph: onnx.GraphProto, chosen: Sequence[onnx.NodeProto], kept: Collection[str]
 ) -> ScaleGroups:
-    """Walk back from what the chosen nodes read, through moves, to what is computed.
+    """Walk back from what the chosen nodes read, through moves, to what is computed or stored.
 
     Args:
         graph: Tidy.
         chosen: Weighted nodes that will compute in INT8.
         kept: Names of nodes that stay in floating point.
     """
-    weights = {tensor.name for tensor in graph.initializer}
-    exact = _exact_tensors(graph, kept)
     makers = producers(graph)
     groups = ScaleGroups()
+    groups.exact = _exact_tensors(graph, kept)
     pending = [node.input[0] for node in chosen]
     seen: set[str] = set()
     while pending:
@@ -69,13 +71,7 @@ def scale_groups(
         seen.add(name)
         groups.find(name)
         maker = makers.get(name)
-        if (
-            maker is None
-            or not is_move(maker)
-            or maker.name in kept
-            or not weights.isdisjoint(moved(maker))
-            or not exact.isdisjoint(maker.output)
-        ):
+        if maker is None or not is_move(maker):
             groups.roots.add(name)
             continue
         groups.movers.add(maker.name)
@@ -86,11 +82,12 @@ def scale_groups(
     return groups
 
 
-def _exact_tensors(graph: onnx.GraphProto, kept: Collection[str]) -> set[str]:
-    """Tensors that something reads which must see what was computed, not what was rounded."""
+def _exact_tensors(graph: onnx.GraphProto, kept: Collection[str]) -> frozenset[str]:
     parts = parts_of(graph)
     names = {value.name for value in graph.output}
-    for node in graph.node:
-        if node.name in kept or node.name in parts.head or node.name in parts.first:
+    for node in reversed(graph.node):
+        is_float = node.name in kept or node.name in parts.head or node.name in parts.first
+        # A move whose values are wanted needs the values of its sources.
+        if is_float or (is_move(node) and not names.isdisjoint(node.output)):
             names.update(reads(node))
-    return names
+    return frozenset(names)
