@@ -22,11 +22,21 @@ import torch
 from saccade.backends._torch_ops.program import Source, lower
 from saccade.backends.torch import translated
 from saccade.errors import BackendUnavailable, EngineError
-from saccade.types import DeviceBuffer, Fallback, Plan
+from saccade.types import DeviceBuffer, Fallback, Plan, TensorSpec
 
 __all__ = ["TorchDeviceEngine", "prepare_program"]
 
 WARM_UPS = 3
+# The engine captures its own graph, so inductor must not.
+INDUCTOR: Mapping[str, Mapping[str, bool]] = {
+    "inductor": {"triton.cudagraphs": False},
+    "tuned": {"triton.cudagraphs": False, "coordinate_descent_tuning": True},
+    "max-autotune": {
+        "triton.cudagraphs": False,
+        "coordinate_descent_tuning": True,
+        "max_autotune": True,
+    },
+}
 HALVES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,11 +66,8 @@ class TorchDeviceEngine:
             reserved_bytes = torch.cuda.memory_reserved()
             self._stream = torch.cuda.Stream(self._device)
             self._pool = torch.cuda.MemPool()
-            half = HALVES[plan.precision] if options["input"] == "plan" else None
             self._fed = {
-                spec.name: torch.zeros(
-                    shapes[spec.name], dtype=_fed_type(spec.dtype, half), device=self._device
-                )
+                spec.name: _fed(spec, shapes[spec.name], plan, options["input"])
                 for spec in source.model.inputs
             }
             module, self._program = prepare_program(source, plan, options, shapes)
@@ -157,8 +164,9 @@ def prepare_program(
     module = lower(source, shapes, half=half, is_channels_last=True).to(device)
     if options["compile"] == "none":
         return module, module
-    mode = "default" if options["compile"] == "inductor" else "max-autotune-no-cudagraphs"
-    compiled: Callable[..., Any] = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
+    compiled: Callable[..., Any] = torch.compile(
+        module, options=dict(INDUCTOR[options["compile"]]), fullgraph=True, dynamic=False
+    )
     return module, compiled
 
 
@@ -184,9 +192,15 @@ def _device(plan: Plan) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
-def _fed_type(dtype: str, half: torch.dtype | None) -> torch.dtype:
-    stored: torch.dtype = getattr(torch, dtype)
-    return half if half is not None and stored.is_floating_point else stored
+def _fed(spec: TensorSpec, shape: tuple[int, ...], plan: Plan, way: str) -> torch.Tensor:
+    """The buffer of an input; axes in the graph's order, whatever their order in memory."""
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    half = HALVES[plan.precision]
+    if way != "model" and half is not None and dtype.is_floating_point:
+        dtype = half
+    is_last = way == "channels_last" and len(shape) == 4 and dtype.is_floating_point
+    order = torch.channels_last if is_last else torch.contiguous_format
+    return torch.zeros(shape, dtype=dtype, device=_device(plan)).to(memory_format=order)
 
 
 def _buffers(tensors: Mapping[str, torch.Tensor]) -> dict[str, DeviceBuffer]:
@@ -194,9 +208,11 @@ def _buffers(tensors: Mapping[str, torch.Tensor]) -> dict[str, DeviceBuffer]:
 
 
 def _buffer(tensor: torch.Tensor) -> DeviceBuffer:
+    # As the bytes lie: an array with channels last has shape (b, h, w, c).
+    laid = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
     return DeviceBuffer(
-        pointer=tensor.data_ptr(),
-        shape=tuple(tensor.shape),
+        pointer=laid.data_ptr(),
+        shape=tuple(laid.shape),
         dtype=str(tensor.dtype).removeprefix("torch."),
         num_bytes=tensor.numel() * tensor.element_size(),
     )

@@ -149,7 +149,8 @@ def _linear(
     target = [len(tables.get(axis, range(size))) for axis, size in enumerate(sizes)]
     inside = {axis: np.clip(t, 0, sizes[axis] - 1) for axis, t in tables.items()}
     if rank_of(x) == 4 and inside and set(inside) <= {2, 3}:
-        for mode in ("pytorch_half_pixel", "align_corners"):
+        # The positions that torch itself uses with align_corners off and on.
+        for mode in ("half_pixel", "align_corners"):
             same = {
                 axis: np.clip(_positions(mode, sizes[axis], after, after / sizes[axis]), 0, None)
                 for axis, after in ((2, target[2]), (3, target[3]))

@@ -234,16 +234,3 @@ def _pad(low: Lowering, op: Op) -> Value:
             row = np.pad(np.arange(size), (before[axis], after[axis]), PAD_MODES[mode])  # type: ignore[call-overload]
             x = low.emit(torch.index_select, x, axis, torch.from_numpy(row))
     return x
-
-
-@rule("OneHot", "axis", inputs=3, fixed=(1, 2))
-def _one_hot(low: Lowering, op: Op) -> Value:
-    index, depth, values = op.symbol_or_tensor(0), op.fixed(1), op.fixed(2)
-    if depth is None or values is None:
-        raise Lacking("depth and values must be given, one is left out")
-    num, axis = int(depth), op.integer("axis", -1)
-    rank = rank_of(index) + 1
-    classes = torch.arange(num).reshape([-1 if a == axis % rank else 1 for a in range(rank)])
-    spread = low.emit(torch.unsqueeze, _from_end(low, index, num), axis % rank)
-    is_hot = low.emit(torch.eq, spread, classes)
-    return low.emit(torch.where, is_hot, values[1], values[0])
