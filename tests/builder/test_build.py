@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -18,9 +19,12 @@ import saccade
 import saccade.backends
 from builder import build_quickly, colours
 from builder.slow_net import slow_detector
+from nets import mean_color_detector
 from saccade import registry
-from saccade.builder.build import BuildOptions
+from saccade.builder.again import from_bundle
+from saccade.builder.build import BuildOptions, build
 from saccade.errors import InputError
+from saccade.pipeline.detector import load
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -56,6 +60,22 @@ def test_a_build_gives_a_bundle_with_its_evidence(folder):
         red = np.zeros((32, 32, 3), np.uint8)
         red[..., 0] = 255
         assert detector(red).classes.tolist() == [0]
+    again = from_bundle(folder / "out", None, {"budget_s": 30.0})
+    assert again.options.only == chosen.candidate
+    assert again.options.data == folder / "pictures" / "annotations.json"
+    moved = (folder / "net.onnx").rename(folder / "elsewhere.onnx")
+    with pytest.raises(InputError, match="name it: saccade build MODEL --from"):
+        from_bundle(folder / "out", None, {})
+    with pytest.raises(InputError, match="is another"):
+        from_bundle(folder / "out", mean_color_detector(folder / "other.onnx"), {})
+    again = from_bundle(folder / "out", moved, {})
+    options = dataclasses.replace(again.options, command=build_quickly.WRONG)
+    with load(again.model, contract=again.contract) as detector:
+        rebuilt = build(detector.model, detector.contract, folder / "second", options)
+    assert rebuilt.record.rows[rebuilt.record.chosen].candidate == chosen.candidate
+    assert len(rebuilt.record.rows) == 2
+    first, second = ((folder / n / "model.onnx").read_bytes() for n in ("out", "second"))
+    assert first == second
 
 
 def test_a_killed_build_is_resumed_and_nothing_is_done_twice(folder):

@@ -182,7 +182,7 @@ class Task:
             command=WRONG,
         ) as fleet:
             made = Settings(
-                space=settings.pop("space", Space(2, (4,))),
+                space=settings.pop("space", Space(1, (4,))),
                 usable={name: ("fp32",) for name in ("onnxruntime", *names)},
                 round_s=0.1,
                 patience_s=settings.pop("patience_s", 20.0),

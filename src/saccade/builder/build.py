@@ -69,6 +69,7 @@ class BuildOptions:
         patience_s: Longest that a candidate may be silent.
         memory_bytes: What one candidate's process may take; None is half of the machine's.
         command: What to start for a candidate.
+        only: The one candidate to judge and measure, instead of searching.
     """
 
     data: Path | None = None
@@ -89,6 +90,7 @@ class BuildOptions:
     patience_s: float = 120.0
     memory_bytes: int | None = None
     command: tuple[str, ...] = COMMAND
+    only: Candidate | None = None
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -169,7 +171,7 @@ def build(
     for_calibration = calibration_pictures(options.calibration_data, options.calibration_images)
     refuse_shared(pictures.paths, for_calibration)
     usable, absent = available_backends(options.backends)
-    recipes, left_out = _recipes(model, contract, for_calibration)
+    recipes, left_out = _recipes(model, contract, for_calibration, options.only)
     identity = _identity(model, contract, options, (*pictures.paths, *for_calibration))
     aside = output.with_name(f"{output.name}.build")
     state = open_state(aside, identity, resume=options.resume)
@@ -194,6 +196,7 @@ def build(
         usable=usable,
         round_s=options.round_s,
         patience_s=options.patience_s,
+        only=options.only,
     )
     with _fleet(aside, contract, pictures, options) as fleet:
         outcome = Search(subject, settings, state, fleet, budget, say).run()
@@ -226,8 +229,15 @@ def _limits(options: BuildOptions, pictures: Pictures, contract: Contract) -> Ga
 
 
 def _recipes(
-    model: Model, contract: Contract, for_calibration: Sequence[Path]
+    model: Model, contract: Contract, for_calibration: Sequence[Path], only: Candidate | None
 ) -> tuple[list[Recipe], tuple[str, ...]]:
+    if only is not None:
+        if only.recipe.precision == "int8" and not for_calibration:
+            raise InputError(
+                f"recipe {only.recipe.label!r} needs pictures to calibrate on, there are none; "
+                "give them with --calibration-images"
+            )
+        return [only.recipe], ()
     recipes = list(candidate_recipes(model, contract))
     left_out = [f"{kind} was not tried: {why}" for kind, why in why_not(model).items()]
     if not for_calibration and any(recipe.precision == "int8" for recipe in recipes):
@@ -269,7 +279,7 @@ def _identity(
 ) -> dict[str, str]:
     """What must be the same for an earlier run's findings to hold."""
     here = machine()
-    own = dataclasses.asdict(options)
+    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     for name in ("resume", "overwrite", "budget_s", "patience_s", "memory_bytes", "command"):
         del own[name]
     return {
@@ -339,7 +349,7 @@ def _write(
     extras = BundleExtras(
         source_metadata=files.model.metadata,
         calibration=_told(calibration) if is_int8 else None,
-        settings=_settings(options),
+        settings={"model": str(files.model.path), **_settings(options)},
         files={page.name: page, data.name: data},
     )
     return write_bundle(
@@ -358,8 +368,8 @@ def _told(calibration: Calibration | None) -> Mapping[str, Any]:
 
 
 def _settings(options: BuildOptions) -> dict[str, Any]:
-    own = dataclasses.asdict(options)
-    for name in ("resume", "overwrite", "command"):
+    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    for name in ("resume", "overwrite", "command", "only"):
         del own[name]
     return {k: str(v) if isinstance(v, Path) else v for k, v in own.items() if v is not None}
 

@@ -66,6 +66,7 @@ class Settings:
         round_s: Seconds of one candidate's turn in a round.
         patience_s: Longest that a candidate may take to load or to do what it is asked, beyond
             what is known to take time.
+        only: The one candidate to try besides the reference, or None to search.
     """
 
     objective: Literal["throughput", "latency"] = "throughput"
@@ -74,6 +75,7 @@ class Settings:
     usable: dict[str, tuple[Precision, ...]]
     round_s: float = 1.0
     patience_s: float = 120.0
+    only: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,8 +272,8 @@ class Search:
         return gate
 
     def _probe_all(self, base: Candidate) -> list[Candidate]:
-        subject, settings = self.subject, self.settings
-        found = families(subject.model, subject.recipes, settings.usable, settings.space)
+        settings = self.settings
+        found = [settings.only] if settings.only else self._families()
         for candidate in found:
             row = self.state.row(candidate)
             if row.speed is not None or row.status != "waiting" or candidate == base:
@@ -281,6 +283,10 @@ class Search:
                 continue
             self._probe(candidate)
         return [c for c in found if self.state.row(c).speed is not None]
+
+    def _families(self) -> list[Candidate]:
+        subject, settings = self.subject, self.settings
+        return families(subject.model, subject.recipes, settings.usable, settings.space)
 
     def _probe(self, candidate: Candidate) -> None:
         try:
@@ -355,14 +361,13 @@ class Search:
             return replace(lossy, recipe=replace(lossy.recipe, kept=tuple(sorted(nodes))))
 
         def score(nodes: frozenset[str]) -> float:
-            if nodes == everything:
-                return 0.0  # nothing is quantised: the reference
             trial = with_kept(nodes)
             self._judge(gate, trial, [trial.plan.batch])
             verdict = self.state.row(trial).verdict
             return -1.0 if verdict is None else min(0.0, shortfall(gate, verdict))
 
-        kept = find_islands(score, blocks, target_drop=0.0, max_trials=num_trials)
+        # With everything kept nothing is quantised: that is the reference, short of nothing.
+        kept = find_islands(score, blocks, target_drop=0.0, max_trials=num_trials, reference=0.0)
         winner = with_kept(kept)
         for row in list(self.state.rows.values()):
             is_step = row.candidate.recipe.kept and row.candidate.recipe != winner.recipe
@@ -414,6 +419,8 @@ class Search:
     def _contenders(self, base: Candidate, passed: list[Candidate]) -> list[Candidate]:
         """Families that passed and their other plans, the likeliest first."""
         space = self.settings.space
+        if self.settings.only:
+            return list(dict.fromkeys([*passed, base]))
         found = [*passed]
         by_family = [variants(one, self.subject.model, space) for one in passed]
         for position in range(max(map(len, by_family), default=0)):

@@ -12,7 +12,7 @@ from saccade.cli._options import read_labels, read_size
 
 
 def build(
-    model: Path,
+    model: Path | None = None,
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
@@ -24,7 +24,7 @@ def build(
     max_drop: str | None = None,
     objective: Literal["throughput", "latency"] = "throughput",
     latency_ms: float | None = None,
-    budget: str = "300s",
+    budget: str | None = None,
     backends: str = "",
     batch: str = "1,4,8",
     scaled_decode: Annotated[bool, Parameter(negative="")] = False,
@@ -32,6 +32,7 @@ def build(
     contract: Path | None = None,
     labels: Path | None = None,
     size: str | None = None,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="", name=["--quiet", "-q"])] = False,
@@ -54,7 +55,7 @@ def build(
             AP50=0.01, AP_small=0.02, AR100=0.01; by agreement, 0.95 must be reached.
         objective: What counts: pictures per second, or milliseconds of a single picture.
         latency_ms: The 99th percentile of single pictures, end to end, must not be above this.
-        budget: Time to take, such as 300s or 10min.
+        budget: Time to take, such as 300s or 10min; default 300s.
         backends: Runtimes to try, separated by commas; all that work here by default.
         batch: Pictures per inference to try, separated by commas.
         scaled_decode: Also try to decode large JPEGs at a fraction of their size.
@@ -62,6 +63,8 @@ def build(
         contract: TOML file that says so.
         labels: Text file with one class name per line.
         size: Input size as WIDTHxHEIGHT, where the model leaves it free.
+        from_: A bundle whose deployment is built again and judged here, as it was built; only where
+            things are and the budget may be given anew.
         resume: Go on with a build that was interrupted.
         overwrite: Replace a bundle that is there.
         quiet: Do not tell what happens.
@@ -70,24 +73,36 @@ def build(
     from saccade.builder.budget import parse_seconds
     from saccade.builder.build import BuildOptions
     from saccade.builder.build import build as build_bundle
+    from saccade.errors import InputError
     from saccade.pipeline.detector import load
 
-    options = BuildOptions(
-        data=data,
-        images=images,
-        calibration_data=calibration_data,
-        calibration_images=calibration_images,
-        min_calibration=min_calibration,
-        max_drop=max_drop,
-        objective=objective,
-        latency_ms=latency_ms,
-        budget_s=parse_seconds(budget),
-        backends=tuple(name.strip() for name in backends.split(",") if name.strip()),
-        batches=_numbers(batch),
-        scaled_decode=scaled_decode,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    given: dict[str, Any] = {
+        "data": data,
+        "images": images,
+        "calibration_data": calibration_data,
+        "calibration_images": calibration_images,
+        "budget_s": parse_seconds(budget) if budget else None,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    known |= {"resume": resume, "overwrite": overwrite}
+    if from_ is not None:
+        from saccade.builder.again import from_bundle
+
+        again = from_bundle(from_, model, known)
+        model, contract, options = again.model, again.contract, again.options
+    else:
+        options = BuildOptions(
+            **known,
+            min_calibration=min_calibration,
+            max_drop=max_drop,
+            objective=objective,
+            latency_ms=latency_ms,
+            backends=tuple(name.strip() for name in backends.split(",") if name.strip()),
+            batches=_numbers(batch),
+            scaled_decode=scaled_decode,
+        )
+    if model is None:
+        raise InputError("name the model to build from, or a bundle with --from")
     with load(
         model,
         preset=preset,
