@@ -122,12 +122,61 @@ def test_same_meaning_in_onnxruntime_and_openvino(
 
 def test_kept_nodes_stay_float(net: onnx.ModelProto, pictures: np.ndarray) -> None:
     ranges = ranges_of(net, pictures)
-    made = to_qdq(net, ranges, kept=["deep", "join"])
+    made = to_qdq(net, ranges, kept=["deep", "mixed"])
     check(made)
     assert inputs_of(made, "deep") == ["Slice", "stored or fed"]
+    assert inputs_of(made, "mixed") == ["Concat", "stored or fed"]
     types = elem_types(made)
-    assert types["cat"] == TensorProto.FLOAT
+    assert types["half"] == TensorProto.FLOAT
+    assert types["half:int8"] == INT8, "codes are moved beside the values"
+    assert types["cat2"] == TensorProto.FLOAT
+    assert "cat2:int8" not in types
     assert "DequantizeLinear" in inputs_of(made, "wide")
+
+
+@pytest.mark.parametrize("kept", [(), ("deep",), ("wide",), ("mixed",), ("join", "join2")])
+def test_quantisers_are_never_right_behind_a_move(
+    net: onnx.ModelProto, pictures: np.ndarray, kept: tuple[str, ...]
+) -> None:
+    """OpenVINO 2026.4 reads them wrong there."""
+    made = to_qdq(net, ranges_of(net, pictures), kept)
+    check(made)
+    makers = producers(made.graph)
+    sources = [n.input[0] for n in made.graph.node if n.op_type == "QuantizeLinear"]
+    assert {makers[name].op_type for name in sources} <= {"Mul", "Add", "LeakyRelu", "Conv"}
+    (ours,) = run_ort(made, {"images": pictures}, exact=True)
+    (theirs,) = run_openvino(made, {"images": pictures})
+    (exact,) = run_ort(net, {"images": pictures})
+    assert np.sqrt(np.mean((ours - theirs) ** 2)) < np.sqrt(np.mean((exact - ours) ** 2))
+
+
+def test_stored_tensors_among_activations(rng: np.random.Generator) -> None:
+    """A Concat with a stored map (coordinates, say) in front of a convolution."""
+    weights = {
+        "w0": rng.normal(size=(4, 3, 1, 1)),
+        "w1": rng.normal(size=(5, 6, 1, 1)),
+        "map": rng.normal(size=(1, 2, 8, 8)) * 3,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "one"),
+        helper.make_node("Concat", ["a", "map"], ["b"], "join", axis=1),
+        helper.make_node("Conv", ["b", "w1"], ["y"], "two"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stored",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5, 8, 8])],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()],
+    )
+    net = tidy(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    assert quantized_tensors(net) == ("a",)
+    x = rng.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    made = to_qdq(net, {"a": 6.0})
+    check(made)
+    (exact,) = run_ort(net, {"x": x})
+    for run in (run_ort, run_openvino):
+        assert np.abs(exact - run(made, {"x": x})[0]).max() < 0.05 * np.abs(exact).max()
 
 
 def test_everything(net: onnx.ModelProto, pictures: np.ndarray) -> None:

@@ -20,6 +20,8 @@ LEVELS = 127
 # A tensor that is zero in all pictures has no range of its own.
 _MIN_RANGE = 1e-6
 _ZERO = "int8_zero"
+# Far below the rounding of anything, but not 0.
+_NOTHING = 1e-20
 
 
 class QdqWriter:
@@ -134,6 +136,20 @@ class QdqWriter:
             )
             self._rounded_weights[name, axis] = made
         node.input[1] = self._rounded_weights[name, axis]
+
+    def give_bias(self, node: onnx.NodeProto) -> None:
+        """Give a convolution without a bias one that changes nothing.
+
+        OpenVINO 2026.4 computes wrong values behind an INT8 convolution by groups that has no
+        bias, if floating-point pooling or Concat follows. A bias of 0 it takes away again.
+        """
+        if len(node.input) > 2 and node.input[2]:
+            return
+        dims = self._weights[node.input[1]].dims
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        num = dims[0] if node.op_type == "Conv" else dims[1] * groups
+        del node.input[2:]
+        node.input.append(self._store(f"{node.name}:bias", np.full(num, _NOTHING, np.float32)))
 
     def _store(self, name: str, array: np.ndarray) -> str:
         from onnx import numpy_helper

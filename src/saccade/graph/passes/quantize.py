@@ -157,6 +157,8 @@ def _quantize_body(
     for node in graph.node:
         if node.name in chosen_names:
             node.input[0] = writer.rounded(node.input[0])
+            if node.op_type in _CONVOLUTIONS:
+                writer.give_bias(node)
             writer.quantize_weight(node)
         elif node.name not in groups.movers:
             use = writer.code if node.op_type in SIZE_READERS else writer.rounded
