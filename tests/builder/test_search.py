@@ -269,6 +269,14 @@ def test_a_latency_limit_that_nothing_keeps_leaves_the_reference(tmp_path):
     assert "does NOT keep the limit of 1e-06 ms" in told
 
 
+def test_a_latency_limit_decides_among_plans(tmp_path):
+    task = Task(tmp_path, mean_color_detector)
+    # Waiting 20 ms is too long; whatever else is slow about this machine, 2 s are not.
+    slow = task.search("wrong_slow", latency_ms=2000.0)
+    assert slow.rows[slow.chosen].candidate.plan.backend == "onnxruntime"
+    assert slow.rows[slow.chosen].speed.latency_p99_ms <= 2000.0
+
+
 def test_latency_can_be_the_objective(tmp_path):
     task = Task(tmp_path, slow_detector)
     outcome = task.search("right_quick", objective="latency", space=Space(2, (1,), "latency"))

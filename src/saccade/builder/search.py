@@ -458,7 +458,10 @@ class Search:
             for key in set(field_) - set(kept) - {key_of(base)}:
                 self._drop(by_key[key], self._slower(key, kept[0]))
             field_ = kept
-        return [by_key[key] for key in ranking(self.state.rounds, field_)]
+        # Those that dropped out come last: wanted if every finalist fails the gate or the limit.
+        others = [key for key in by_key if key not in field_]
+        ranked = ranking(self.state.rounds, field_) + ranking(self.state.rounds, others)
+        return [by_key[key] for key in ranked]
 
     def _num_rounds(self, keys: Sequence[str]) -> int:
         return min((sum(key in r for r in self.state.rounds) for key in keys), default=0)
@@ -506,22 +509,32 @@ class Search:
         ratios = paired_ratios(self.state.rounds, key_of(one), key_of(other))
         return statistics.median(ratios) if ratios else 1.0
 
-    def _choose(self, gate: Gate, base: Candidate, finalists: list[Candidate]) -> Candidate:
-        for candidate in finalists:
-            if candidate != base and self._ratio(candidate, base) < WORTH_IT:
-                self._drop(
-                    candidate,
-                    f"not worth it: {self._ratio(candidate, base):.2f} times the FP32 reference",
-                )
+    def _choose(self, gate: Gate, base: Candidate, ranked: list[Candidate]) -> Candidate:
+        """The first of the ranking that keeps the latency limit and passes on its exact plan."""
+        is_base_quick = self._is_quick_enough(base)
+        num_tried = 0
+        for candidate in ranked:
+            if candidate == base and is_base_quick:
+                break
+            if candidate == base or self._is_over(candidate):
                 continue
-            if not self._is_quick_enough(candidate):
+            if is_base_quick and self._ratio(candidate, base) < WORTH_IT:
+                self._say_unworthy(candidate, base)
                 continue
-            if candidate == base or self._judge(gate, candidate, self._batches(candidate)):
+            if num_tried >= _NUM_FINALISTS and self.budget.left_s <= 0:
+                break
+            num_tried += 1
+            if self._is_quick_enough(candidate) and self._judge(
+                gate, candidate, self._batches(candidate)
+            ):
                 self._update(candidate, status="passed", error="")
                 return candidate
-        if self._speed(base).latency_p99_ms is None:
-            self._is_quick_enough(base)
         return base
+
+    def _say_unworthy(self, candidate: Candidate, base: Candidate) -> None:
+        if self.state.row(candidate).status == "waiting":
+            ratio = self._ratio(candidate, base)
+            self._drop(candidate, f"not worth it: {ratio:.2f} times the FP32 reference")
 
     def _batches(self, candidate: Candidate) -> list[int]:
         """Batch sizes that will be asked of a deployment: its own, and single pictures."""
