@@ -51,12 +51,12 @@ def from_bundle(folder: Path, model: Path | None, changes: Mapping[str, Any]) ->
     """
     bundle = read_bundle(folder)
     settings = dict(bundle.manifest.settings)
-    path = model or Path(settings.pop("model", ""))
-    settings.pop("model", None)
+    told = settings.pop("model", "")
+    path = model or Path(told)
     if not path.is_file():
         raise InputError(
-            f"the network that {folder} was built from must be there, {path} is not; name it: "
-            f"saccade build MODEL --from {folder}"
+            f"the network that {folder} was built from must be there, {told or 'an unnamed one'} "
+            f"is not; name it: saccade build MODEL --from {folder}"
         )
     wanted, digest = bundle.manifest.model["digest"], read_model(path).digest
     if digest != wanted:
