@@ -51,7 +51,7 @@ _OBSERVE_SLACK = 20.0
 _MIN_TRIALS, _MAX_TRIALS = 4, 24
 _ISLANDS_SHARE = 0.4  # of the time left
 _START_S = 1.5  # until a process has imported its runtime
-_FIRST_ROUND_SHARE = 0.3
+_FIRST_ROUND_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

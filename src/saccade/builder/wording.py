@@ -13,7 +13,7 @@ __all__ = ["figure_of", "notes", "rate_of", "sentence"]
 _KINDS: dict[str, Callable[[Candidate], bool]] = {
     "INT8": lambda c: c.recipe.precision == "int8",
     "FP16": lambda c: c.recipe.precision == "fp16" or c.plan.precision == "fp16",
-    "BF16": lambda c: c.plan.precision == "bf16" and c.recipe.precision == "fp32",
+    "BF16": lambda c: c.plan.precision == "bf16",
     "Scaled decoding": lambda c: c.scaled_decode,
 }
 
