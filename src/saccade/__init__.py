@@ -7,6 +7,8 @@
     for item in saccade.run(detector, "pictures/"):
         item.path, item.detections, item.error
 
+    saccade.build("model.onnx", "bundle/", data="ann.json", images="pictures/")
+
 Importing this package imports nothing heavy; its names are looked up when they are first used.
 """
 
@@ -16,6 +18,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saccade.builder.build import BuildOptions
+    from saccade.builder.front import build
     from saccade.errors import (
         AccuracyError,
         AnnotationError,
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BuildOptions": "saccade.builder.build",
+    "build": "saccade.builder.front",
     **dict.fromkeys(("Detector", "load"), "saccade.pipeline.detector"),
     **dict.fromkeys(("Run", "RunOptions", "run"), "saccade.pipeline.run"),
     **dict.fromkeys(("Contract", "Detections", "Plan", "Result", "Thresholds"), "saccade.types"),
@@ -64,6 +70,7 @@ __all__ = [
     "AnnotationError",
     "BackendUnavailable",
     "BuildError",
+    "BuildOptions",
     "Contract",
     "ContractError",
     "Detections",
@@ -80,6 +87,7 @@ __all__ = [
     "SaccadeError",
     "SinkError",
     "Thresholds",
+    "build",
     "load",
     "run",
 ]
