@@ -189,6 +189,20 @@ def test_single_calls(path: DevicePath, rng: np.random.Generator) -> None:
     assert isinstance(path.detect(b"nothing").error, PictureError)
 
 
+def test_frame_in_pinned_memory(path: DevicePath, rng: np.random.Generator) -> None:
+    frame = path.pinned_frame((48, 70))
+    for _ in range(3):
+        frame[:] = blocks(rng, 70, 48)
+        assert_alike_in_number(path.detect(frame).detections, reference(frame))
+    with pytest.raises(InputError, match="staging_bytes"):
+        path.pinned_frame((100_000, 100_000))
+
+
+def assert_alike_in_number(got: Detections | None, want: Detections) -> None:
+    assert got is not None
+    assert abs(len(got) - len(want)) <= 2
+
+
 def test_one_job_at_a_time(path: DevicePath, rng: np.random.Generator) -> None:
     job = path.run([jpeg(blocks(rng))] * 3)
     next(job)
@@ -227,10 +241,19 @@ def test_nothing_is_allocated_once_warm(
 ) -> None:
     pictures = [jpeg(blocks(rng)) for _ in range(40)]
     list(path.run(pictures))
-    assert path.jpeg is not None
-    before = (device.num_allocations, path.jpeg.num_allocations, device.memory())
+    before = (path.num_allocations, device.memory())
     list(path.run(pictures))
-    assert (device.num_allocations, path.jpeg.num_allocations, device.memory()) == before
+    assert (path.num_allocations, device.memory()) == before
+
+
+def test_closing_gives_the_memory_back(device: Device, rng: np.random.Generator) -> None:
+    network = Network(device, BATCH)
+    free = []
+    for _ in range(3):
+        with DevicePath(device, network, CONTRACT) as one:
+            list(one.run([jpeg(blocks(rng))] * 9))
+        free.append(device.memory()[0])
+    assert free[1] == free[2]
 
 
 def test_arrays_that_are_no_pictures(path: DevicePath) -> None:

@@ -1,11 +1,11 @@
 """From encoded pictures to final boxes on one GPU.
 
-Two threads move slots; neither touches a pixel that the GPU can make:
+Threads move slots; none touches a pixel that the GPU can make:
 
-    feeder     takes a free slot, puts pictures in, enqueues decoding, then the slot's graph
+    feeder     takes a free slot and pictures for it, has them decoded, enqueues the slot's graph
     caller     waits for the oldest slot, reads its boxes, frees it
 
-    feed stream     decode batch 2   | decode batch 3 | ...
+    feed stream     decode batch 2   | decode batch 3   | ...
     work stream     graph of batch 1 | graph of batch 2 | ...
 
 A graph holds the upload of the table of pictures, prepare, the engine, and suppression; its last
@@ -30,15 +30,18 @@ from saccade.cuda.head import read_head
 from saccade.cuda.nvjpeg import JpegDecoder
 from saccade.cuda.prepare import PICTURE, Preparer
 from saccade.cuda.runtime import Device
-from saccade.cuda.slots import Feeder, Slot, SlotSizes, slot_regions
+from saccade.cuda.slots import Feeder, Picture, Slot, SlotSizes, slot_regions
 from saccade.cuda.suppress import MAX_CANDIDATES, Suppressor
 from saccade.errors import BuildError, EngineError, InputError, PictureError, SaccadeError
 from saccade.types import Contract, DeviceEngine, Result, Thresholds
 from saccade.vision.decode import DEFAULT_MAX_PIXELS
 
-__all__ = ["DevicePath", "PathOptions", "PathStats"]
+__all__ = ["DevicePath", "PathOptions", "PathStats", "Picture"]
 
 _FULL_HD_BYTES = 1920 * 1080 * 3
+# Each has a decoder of its own. Two beside a busy network stood still for ever on an H200, for a
+# reason not yet found: see docs/performance/cuda-path.md.
+_NUM_FEEDERS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class PathOptions:
         max_candidates: Per picture, where rows of the head may give several classes.
     """
 
-    num_slots: int = 3
+    num_slots: int = 4
     source_bytes: int | None = None
     staging_bytes: int | None = None
     decodes_on_gpu: bool = True
@@ -77,7 +80,8 @@ class PathStats:
         num_batches: Batches.
         decoded_on_gpu: Pictures.
         decoded_on_cpu: Pictures that nvJPEG does not do.
-        feeding_s: Seconds in which the feeding thread worked, waiting for a free slot left out.
+        feeding_s: Seconds in which feeders worked, waiting left out; summed over feeders.
+        decoding_s: Of these, seconds in nvJPEG's calls.
         reading_s: Seconds in which the caller's thread read results.
         gpu_busy_s: Seconds in which graphs ran.
     """
@@ -87,6 +91,7 @@ class PathStats:
     decoded_on_gpu: int = 0
     decoded_on_cpu: int = 0
     feeding_s: float = 0.0
+    decoding_s: float = 0.0
     reading_s: float = 0.0
     gpu_busy_s: float = 0.0
 
@@ -99,6 +104,23 @@ class _Batch:
     first: int
     wh: list[tuple[int, int] | None] = field(default_factory=list)
     outcome: list[int | SaccadeError] = field(default_factory=list)
+    is_launched: threading.Event = field(default_factory=threading.Event)
+    failure: BaseException | None = None
+    feeding_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the feeders of one job share; all but `free` and `running` under the lock."""
+
+    source: _Peekable
+    free: queue.SimpleQueue[Slot | None] = field(default_factory=queue.SimpleQueue)
+    running: queue.SimpleQueue[_Batch | BaseException | None] = field(
+        default_factory=queue.SimpleQueue
+    )
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    num_taken: int = 0
+    is_over: bool = False
 
 
 class DevicePath:
@@ -133,19 +155,30 @@ class DevicePath:
         options: PathOptions | None = None,
         priors: np.ndarray | None = None,
     ) -> None:
-        self._device = device
+        device.make_current()
+        self._device = device.share()
         self._engine = engine
         self.options = options or PathOptions()
         self.stats = PathStats()
         self.batch = engine.plan.batch
+        self._lock = threading.Lock()
+        self._launching = threading.Lock()
+        self._exit = contextlib.ExitStack()
+        self._exit.callback(self._device.close)
+        try:
+            self._load(contract, thresholds or contract.detect, priors)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, contract: Contract, wanted: Thresholds, priors: np.ndarray | None) -> None:
+        device, engine = self._device, self._engine
         rule, head_rule = contract.input, contract.head
-        wanted = thresholds or contract.detect
         if rule.name not in engine.inputs:
             raise BuildError(
                 f"the contract's input {rule.name!r} must be one of the engine's, which are "
                 f"{', '.join(engine.inputs)}; correct input.name in the contract"
             )
-        device.make_current()
         sizes_of = engine.inputs.get(rule.size_input) if rule.size_input else None
         self._preparer = Preparer(device, rule, engine.inputs[rule.name], sizes_of)
         head = read_head(head_rule, rule.size_hw, engine.outputs, wanted, priors=priors)
@@ -158,16 +191,17 @@ class DevicePath:
             class_agnostic=head_rule.class_agnostic,
             max_candidates=self.options.max_candidates,
         )
-        self._exit = contextlib.ExitStack()
         self._work = device.stream()
         self._reserve(head.constants)
-        jpeg = None
-        if self.options.decodes_on_gpu:
-            jpeg = JpegDecoder(device, self.batch)
-            self._exit.callback(jpeg.close)
-        self.jpeg = jpeg
-        self._feeder = Feeder(rule, device.stream(), jpeg, self.options.max_pixels)
-        self._lock = threading.Lock()
+        self.decoders: list[JpegDecoder] = []
+        self._feeders: list[Feeder] = []
+        for _ in range(_NUM_FEEDERS):
+            jpeg = JpegDecoder(device, self.batch) if self.options.decodes_on_gpu else None
+            if jpeg is not None:
+                self._exit.callback(jpeg.close)
+                self.decoders.append(jpeg)
+            stream = device.stream(is_urgent=True)
+            self._feeders.append(Feeder(rule, stream, jpeg, self.options.max_pixels))
         self._capture()
 
     def _reserve(self, constants: np.ndarray | None) -> None:
@@ -213,6 +247,12 @@ class DevicePath:
         self._work.synchronize()
 
     @property
+    def num_allocations(self) -> int:
+        """Blocks of device and pinned memory reserved so far, by this path and its decoder."""
+        of_decoders = sum(decoder.num_allocations for decoder in self.decoders)
+        return self._device.num_allocations + of_decoders
+
+    @property
     def memory_bytes(self) -> Mapping[str, int]:
         """What this path holds, by part; nvJPEG's share is what it has asked for so far."""
         buffers = (*self._engine.inputs.values(), *self._engine.outputs.values())
@@ -220,11 +260,11 @@ class DevicePath:
             "slots and suppression, device": self.arena.num_bytes,
             "engine inputs and outputs": sum(b.num_bytes for b in buffers),
             "engine workspace": self._engine.workspace_bytes,
-            "nvJPEG, device": self.jpeg.allocated_bytes if self.jpeg else 0,
+            "nvJPEG, device": sum(d.allocated_bytes for d in self.decoders),
             "slots, pinned": self.pinned_bytes,
         }
 
-    def detect(self, picture: bytes | np.ndarray) -> Result:
+    def detect(self, picture: Picture) -> Result:
         """Find objects in one picture, with as little delay as possible.
 
         Args:
@@ -236,15 +276,34 @@ class DevicePath:
         with self._exclusive():
             slot = self._slots[0]
             batch = _Batch(slot, 0)
-            self._fill(batch, iter([picture]))
-            self._launch(slot)
+            self._take(self._feeders[0], batch, iter([picture]))
+            self._launch(self._feeders[0], batch)
             return next(self._read(batch))
 
-    def run(self, pictures: Iterable[bytes | np.ndarray]) -> Iterator[Result]:
+    def pinned_frame(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """Memory for one frame that `detect` need not copy again before it goes to the device.
+
+        Args:
+            size_hw: Height and width in pixels.
+
+        Returns:
+            (h, w, 3) uint8, to be filled with RGB; the next call returns the same memory.
+        """
+        num_bytes = size_hw[0] * size_hw[1] * 3
+        staging = self._slots[0].staging.array
+        if not 0 < num_bytes <= len(staging):
+            raise InputError(
+                f"a frame must have 1 to {len(staging)} bytes, {size_hw[1]} x {size_hw[0]} pixels "
+                f"have {num_bytes}; raise staging_bytes"
+            )
+        return staging[:num_bytes].reshape(*size_hw, 3)
+
+    def run(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Find objects in many pictures.
 
         Args:
-            pictures: Files' contents or (h, w, 3) uint8 RGB arrays, in any mixture.
+            pictures: Files' contents or (h, w, 3) uint8 RGB arrays, in any mixture; a PictureError
+                in place of a picture keeps that place.
 
         Yields:
             One result per picture, in order.
@@ -253,24 +312,29 @@ class DevicePath:
             EngineError: The device failed. What was yielded before is right.
         """
         with self._exclusive():
-            free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-            running: queue.SimpleQueue[_Batch | BaseException | None] = queue.SimpleQueue()
+            job = _Job(_Peekable(pictures))
             for slot in self._slots:
-                free.put(slot)
-            thread = threading.Thread(
-                target=self._feed, args=(pictures, free, running), name="saccade-cuda-feeder"
-            )
-            thread.start()
+                job.free.put(slot)
+            threads = [
+                threading.Thread(target=self._feed, args=(feeder, job), name="saccade-cuda-feeder")
+                for feeder in self._feeders
+            ]
+            for thread in threads:
+                thread.start()
             try:
-                while (batch := running.get()) is not None:
+                while (batch := job.running.get()) is not None:
                     if isinstance(batch, BaseException):
                         raise batch
                     yield from self._read(batch)
-                    free.put(batch.slot)
+                    job.free.put(batch.slot)
             finally:
-                free.put(None)
-                thread.join()
+                job.is_over = True
+                job.free.put(None)
+                for thread in threads:
+                    thread.join()
                 with contextlib.suppress(EngineError):  # a lost device was told already
+                    for feeder in self._feeders:
+                        feeder.synchronize()
                     self._work.synchronize()
 
     @contextlib.contextmanager
@@ -286,38 +350,46 @@ class DevicePath:
         finally:
             self._lock.release()
 
-    def _feed(
-        self,
-        pictures: Iterable[bytes | np.ndarray],
-        free: queue.SimpleQueue[Slot | None],
-        running: queue.SimpleQueue[_Batch | BaseException | None],
-    ) -> None:
+    def _feed(self, feeder: Feeder, job: _Job) -> None:
         try:
             self._device.make_current()
-            source = _Peekable(pictures)
-            num = 0
-            while not source.is_exhausted():
-                slot = free.get()
-                if slot is None:
-                    return
-                start_s = time.perf_counter()
-                batch = _Batch(slot, num)
-                self._fill(batch, source)
-                self._launch(slot)
-                num += len(batch.outcome)
-                self.stats.feeding_s += time.perf_counter() - start_s
-                running.put(batch)
-            running.put(None)
+            while (batch := self._next_batch(feeder, job)) is not None:
+                self._launch(feeder, batch)
         except BaseException as exc:
-            running.put(exc)
+            job.running.put(exc)
 
-    def _fill(self, batch: _Batch, source: Iterator[bytes | np.ndarray]) -> None:
+    def _next_batch(self, feeder: Feeder, job: _Job) -> _Batch | None:
+        """One feeder at a time takes pictures, so batches are in the order of their pictures."""
+        with job.lock:
+            if job.is_over:
+                return None
+            try:
+                if job.source.is_exhausted():
+                    job.is_over = True
+                    job.running.put(None)
+                    return None
+                slot = job.free.get()
+                if slot is None:
+                    job.is_over = True
+                    return None
+                start_s = time.perf_counter()
+                batch = _Batch(slot, job.num_taken)
+                self._take(feeder, batch, job.source)
+                job.num_taken += len(batch.outcome)
+                batch.feeding_s = time.perf_counter() - start_s
+            except BaseException:
+                job.is_over = True
+                raise
+            job.running.put(batch)
+            return batch
+
+    def _take(self, feeder: Feeder, batch: _Batch, source: Iterator[Picture]) -> None:
         """Put pictures into a slot until it is full or the source ends."""
-        self._feeder.begin()
+        feeder.begin()
         # Failures take no place, so the number of outcomes is bounded apart from places.
         for picture in source:
             try:
-                placed = self._feeder.add(batch.slot, picture)
+                placed = feeder.add(batch.slot, picture)
             except PictureError as exc:
                 batch.outcome.append(exc)
                 batch.wh.append(None)
@@ -332,19 +404,29 @@ class DevicePath:
             batch.wh.append(placed[1])
             if placed[0] == self.batch - 1:
                 break
-        for place, error in self._feeder.flush(batch.slot).items():
-            batch.outcome[batch.outcome.index(place)] = error
-        self.stats.decoded_on_gpu = self._feeder.num_on_gpu
-        self.stats.decoded_on_cpu = self._feeder.num_on_cpu
 
-    def _launch(self, slot: Slot) -> None:
-        self._work.wait_for(slot.fed)
-        slot.begun.record(self._work)
-        slot.graph.launch(self._work)
-        slot.done.record(self._work)
+    def _launch(self, feeder: Feeder, batch: _Batch) -> None:
+        """Have a slot's pictures decoded and enqueue its graph."""
+        slot, start_s = batch.slot, time.perf_counter()
+        try:
+            for place, error in feeder.flush(slot).items():
+                batch.outcome[batch.outcome.index(place)] = error
+            with self._launching:
+                self._work.wait_for(slot.fed)
+                slot.begun.record(self._work)
+                slot.graph.launch(self._work)
+                slot.done.record(self._work)
+        except BaseException as exc:
+            batch.failure = exc
+        finally:
+            batch.feeding_s += time.perf_counter() - start_s
+            batch.is_launched.set()
 
     def _read(self, batch: _Batch) -> Iterator[Result]:
         slot = batch.slot
+        batch.is_launched.wait()
+        if batch.failure is not None:
+            raise batch.failure
         slot.done.wait()
         start_s = time.perf_counter()
         results: list[Result] = []
@@ -361,14 +443,19 @@ class DevicePath:
                 results.append(Result(index, name, wh, error=exc))
             self.stats.num_pictures += 1
         slot.files = []
+        self.stats.decoded_on_gpu = sum(f.num_on_gpu for f in self._feeders)
+        self.stats.decoded_on_cpu = sum(f.num_on_cpu for f in self._feeders)
+        self.stats.decoding_s = sum(f.decoding_s for f in self._feeders)
         self.stats.num_batches += 1
+        self.stats.feeding_s += batch.feeding_s
         self.stats.gpu_busy_s += slot.done.ms_since(slot.begun) / 1000
         self.stats.reading_s += time.perf_counter() - start_s
         return iter(results)
 
     def close(self) -> None:
-        """Release graphs and the decoder; twice is no error. Memory goes with the device."""
+        """Release all but the engine; closing twice is no error."""
         with contextlib.suppress(EngineError):  # a lost device cannot be waited for
+            self._device.make_current()
             self._device.synchronize()
         self._exit.close()
 
@@ -384,19 +471,19 @@ class DevicePath:
         self.close()
 
 
-class _Peekable(Iterator[bytes | np.ndarray]):
+class _Peekable(Iterator[Picture]):
     """An iterator that knows whether it is exhausted and takes one item back.
 
     If the source fails, it ends here, and says so when it is asked whether it is exhausted: what
     came before the failure is not lost.
     """
 
-    def __init__(self, items: Iterable[bytes | np.ndarray]) -> None:
+    def __init__(self, items: Iterable[Picture]) -> None:
         self._items = iter(items)
-        self._held: list[bytes | np.ndarray] = []
+        self._held: list[Picture] = []
         self._failure: Exception | None = None
 
-    def __next__(self) -> bytes | np.ndarray:
+    def __next__(self) -> Picture:
         if self._held:
             return self._held.pop()
         if self._failure is not None:
@@ -409,7 +496,7 @@ class _Peekable(Iterator[bytes | np.ndarray]):
             self._failure = exc
             raise StopIteration from exc
 
-    def push_back(self, item: bytes | np.ndarray) -> None:
+    def push_back(self, item: Picture) -> None:
         self._held.append(item)
 
     def is_exhausted(self) -> bool:

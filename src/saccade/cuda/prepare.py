@@ -52,6 +52,8 @@ PICTURE = np.dtype(
 
 _TYPES = {"float32": "float", "float16": "f16", "bfloat16": "bf16", "uint8": "u8"}
 _SIZE_TYPES = {"int64": "long long", "int32": "int", "float32": "float"}
+# By measurement, see docs/performance/cuda-path.md.
+ROWS, MIN_BLOCKS = 2, 4
 _RUN = 8
 _THREADS = 256
 
@@ -100,13 +102,22 @@ def prepare_source() -> str:
     return kernel_source("common.cuh", "prepare.cu")
 
 
-def prepare_defines(rule: InputRule, dtype: str, size_dtype: str = "int64") -> tuple[str, ...]:
+def prepare_defines(
+    rule: InputRule,
+    dtype: str,
+    size_dtype: str = "int64",
+    *,
+    rows: int = ROWS,
+    min_blocks: int = MIN_BLOCKS,
+) -> tuple[str, ...]:
     """Macros that make the kernel follow a rule.
 
     Args:
         rule: How pictures go in.
         dtype: Element type of the engine's input; may differ from the rule's.
         size_dtype: Element type of the input that takes the source size, if there is one.
+        rows: Rows of pixels that one thread makes.
+        min_blocks: Blocks that must fit on a multiprocessor; bounds the registers.
 
     Raises:
         BuildError: The kernel cannot do what the rule says.
@@ -134,6 +145,8 @@ def prepare_defines(rule: InputRule, dtype: str, size_dtype: str = "int64") -> t
         f"CHANNELS={num}",
         f"IS_NCHW={int(rule.layout == 'nchw')}",
         f"IS_BGR={int(rule.color == 'bgr')}",
+        f"ROWS={rows}",
+        f"MIN_BLOCKS={min_blocks}",
         f"PAD={as_float(rule.pad_value)}",
         f"MEANS={','.join(as_float(v) for v in rule.mean[:num])}",
         f"STDS_INV={','.join(as_float(1 / v) for v in rule.std[:num])}",
@@ -156,6 +169,7 @@ class Preparer:
         rule: How pictures go in.
         target: The engine's input, with the batch as first axis.
         sizes: The engine's input for source sizes, if the rule names one.
+        rows: As in `prepare_defines`, like min_blocks.
 
     Raises:
         BuildError: The rule cannot be followed, or does not fit the buffer.
@@ -167,6 +181,9 @@ class Preparer:
         rule: InputRule,
         target: DeviceBuffer,
         sizes: DeviceBuffer | None = None,
+        *,
+        rows: int = ROWS,
+        min_blocks: int = MIN_BLOCKS,
     ) -> None:
         num, (h, w) = rule.num_channels, rule.size_hw
         item = (num, h, w) if rule.layout == "nchw" else (h, w, num)
@@ -180,10 +197,16 @@ class Preparer:
                 f"the contract names the size input {rule.size_input!r}, the engine "
                 f"{'lacks it' if sizes is None else 'has another'}; correct input.size_input"
             )
-        defines = prepare_defines(rule, target.dtype, sizes.dtype if sizes else "int64")
+        defines = prepare_defines(
+            rule,
+            target.dtype,
+            sizes.dtype if sizes else "int64",
+            rows=rows,
+            min_blocks=min_blocks,
+        )
         cubin = compile_kernels(prepare_source(), device.arch, defines)
         self._kernel = device.load(cubin).kernel("prepare")
-        runs = -(-w // _RUN) * h
+        runs = -(-w // _RUN) * -(-h // rows)
         self._grid = (-(-runs // _THREADS), 1, target.shape[0])
         self._target = ctypes.c_uint64(target.pointer)
         self._sizes = ctypes.c_uint64(sizes.pointer if sizes else 0)

@@ -7,6 +7,7 @@ fit is refused with the number of bytes that are missing.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ class Device:
         capability: Major and minor compute capability.
         num_multiprocessors: How many.
         shared_bytes: Most shared memory that one block can have.
+        num_allocations: Blocks of device and pinned memory reserved so far.
+        allocated_bytes: Of device memory.
+        pinned_bytes: Of pinned memory.
     """
 
     def __init__(self, index: int) -> None:
@@ -122,10 +126,16 @@ class Device:
         free, total = call("asking for free memory", self._cuda.cuMemGetInfo)
         return int(free), int(total)
 
-    def stream(self) -> Stream:
-        """A new stream that does not wait for the default one."""
+    def stream(self, *, is_urgent: bool = False) -> Stream:
+        """A new stream that does not wait for the default one.
+
+        Args:
+            is_urgent: Whether its kernels go before those of other streams that wait for room.
+        """
         flag = self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
-        handle = call("making a stream", self._cuda.cuStreamCreate, flag)
+        least, most = call("asking for priorities", self._cuda.cuCtxGetStreamPriorityRange)
+        make, priority = self._cuda.cuStreamCreateWithPriority, most if is_urgent else least
+        handle = call("making a stream", make, flag, priority)
         self._exit.callback(self._cuda.cuStreamDestroy, handle)
         return Stream(int(handle))
 
@@ -186,6 +196,13 @@ class Device:
     def synchronize(self) -> None:
         """Wait for everything on the device."""
         call("waiting for the device", self._cuda.cuCtxSynchronize)
+
+    def share(self) -> Device:
+        """The same device for one owner, which releases by `close` what it has made and no more."""
+        shared = copy.copy(self)
+        shared._exit = contextlib.ExitStack()
+        shared.num_allocations = shared.allocated_bytes = shared.pinned_bytes = 0
+        return shared
 
     def close(self) -> None:
         """Release all; closing twice is no error. Nothing made by this device may be used."""

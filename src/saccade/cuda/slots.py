@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from saccade.errors import PictureError
 from saccade.types import Color, DeviceEngine, InputRule, Placement
 from saccade.vision.decode import Decoder
 
-__all__ = ["Feeder", "Slot", "SlotSizes", "slot_regions"]
+__all__ = ["Feeder", "Picture", "Slot", "SlotSizes", "slot_regions"]
+
+# A file's content, (h, w, 3) uint8 RGB, or what is wrong with it.
+Picture: TypeAlias = "bytes | np.ndarray | PictureError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class Feeder:
     Attributes:
         num_on_gpu: Pictures decoded by the GPU so far.
         num_on_cpu: Pictures decoded by the CPU so far.
+        decoding_s: Seconds in which the library kept this thread.
     """
 
     def __init__(
@@ -142,6 +148,7 @@ class Feeder:
         self._templates: dict[tuple[int, int, int], tuple[_Template, Placement]] = {}
         self.num_on_gpu = 0
         self.num_on_cpu = 0
+        self.decoding_s = 0.0
         self.begin()
 
     def begin(self) -> None:
@@ -149,7 +156,11 @@ class Feeder:
         self._at = self._staged = self._num = 0
         self._for_gpu: list[tuple[int, bytes, tuple[int, int]]] = []
 
-    def add(self, slot: Slot, picture: bytes | np.ndarray) -> tuple[int, tuple[int, int]] | None:
+    def synchronize(self) -> None:
+        """Wait until nothing of this feeder is under way."""
+        self._stream.synchronize()
+
+    def add(self, slot: Slot, picture: Picture) -> tuple[int, tuple[int, int]] | None:
         """Put one picture into the next place of a slot.
 
         Returns:
@@ -158,6 +169,8 @@ class Feeder:
         Raises:
             PictureError: The picture cannot be used; the slot is as it was.
         """
+        if isinstance(picture, PictureError):
+            raise picture
         if isinstance(picture, np.ndarray):
             _check_array(picture, self._max_pixels)
             return self._stage(slot, picture)
@@ -184,16 +197,21 @@ class Feeder:
                 f"a picture decoded on the CPU must have at most {len(slot.staging.array)} bytes, "
                 f"this one has {num_bytes}; raise staging_bytes"
             )
-        if at + num_bytes > len(slot.staging.array):
+        own = slot.staging.address
+        is_there = own <= pixels.ctypes.data <= own + len(slot.staging.array) - num_bytes
+        if not is_there and at + num_bytes > len(slot.staging.array):
             return None
         wh = (pixels.shape[1], pixels.shape[0])
         form = GRAY if pixels.ndim == 2 or pixels.shape[2] == 1 else PACKED
         place = self._place(slot, wh, num_bytes // pixels.shape[0], form)
         if place is None:
             return None
-        pixels = np.ascontiguousarray(pixels)
-        ctypes.memmove(slot.staging.address + at, pixels.ctypes.data, num_bytes)
-        self._staged += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        if is_there and pixels.flags.c_contiguous:  # the caller wrote it to where it is wanted
+            at = pixels.ctypes.data - own
+        else:
+            pixels = np.ascontiguousarray(pixels)
+            ctypes.memmove(own + at, pixels.ctypes.data, num_bytes)
+            self._staged += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         self._stream.upload(int(slot.table["pixels"][place[0]]), slot.staging, num_bytes, at=at)
         return place
 
@@ -240,9 +258,11 @@ class Feeder:
             targets = [
                 (int(slot.table["pixels"][place]), wh[0] * 3) for place, _, wh in self._for_gpu
             ]
+            start_s = time.perf_counter()
             try:
                 self._jpeg.decode(self._stream, slot.files, targets)
                 self.num_on_gpu += len(targets)
+                self.decoding_s += time.perf_counter() - start_s
             except JpegBatchError:
                 errors = self._decode_one_by_one(slot)
         slot.fed.record(self._stream)

@@ -21,7 +21,7 @@ struct Shared {
     float4 box[CHUNK];
     int of_class[CHUNK];
     u64 mask[CHUNK];
-    u64 alive;
+    u64 alive, chosen;
     int num_kept;
     u64 keys[SORT_SHARED];
 };
@@ -68,6 +68,8 @@ __device__ __forceinline__ bool is_usable(float4 v) {
     return finite && v.x < v.z && v.y < v.w;
 }
 
+__device__ __forceinline__ float key_score(u64 key) { return unordered(~(u32)(key >> 32)); }
+
 __device__ __forceinline__ void read_chunk(
     Shared& s, const Outputs& o, int b, const u64* keys, int start, int count) {
     const int i = threadIdx.x;
@@ -80,7 +82,8 @@ __device__ __forceinline__ void read_chunk(
         int row = index / NUM_CLASSES;
         of_class = class_of(o, b, row, index % NUM_CLASSES);
         found = box_of(o, b, row);
-        is_there = is_usable(found);
+        // Of ranks the score is finite even where they are not.
+        is_there = is_usable(found) && (KEY_IS_RANK || isfinite(key_score(keys[start + i])));
     }
     s.box[i] = found;
     s.of_class[i] = of_class;
@@ -124,18 +127,31 @@ __device__ __forceinline__ void against_each_other(Shared& s) {
     }
 }
 
-__device__ __forceinline__ void keep_best(Shared& s, const u64* keys, int start) {
-    u64 alive = s.alive;
-    int num = s.num_kept;
-    while (alive && num < MAX_KEPT) {
+// One thread walks the bits, best first; then each box that stays is copied by a thread of its own.
+__device__ __forceinline__ void choose(Shared& s) {
+    u64 alive = s.alive, chosen = 0;
+    int room = MAX_KEPT - s.num_kept;
+    if (IS_FINAL && __popcll(alive) <= room) {
+        chosen = alive;
+        alive = 0;
+    }
+    for (; alive && room; room--) {
         int i = __ffsll(alive) - 1;
+        chosen |= (u64)1 << i;
         alive &= alive - 1;
         if (!IS_FINAL) alive &= ~s.mask[i];
-        s.kept[num] = s.box[i];
-        s.kept_class[num] = s.of_class[i];
-        s.kept_key[num++] = keys[start + i];
     }
-    s.num_kept = num;
+    s.chosen = chosen;
+}
+
+__device__ __forceinline__ void keep(Shared& s, const u64* keys, int start) {
+    const int i = threadIdx.x;
+    if (i < CHUNK && (s.chosen >> i & 1)) {
+        int at = s.num_kept + __popcll(s.chosen & (((u64)1 << i) - 1));
+        s.kept[at] = s.box[i];
+        s.kept_class[at] = s.of_class[i];
+        s.kept_key[at] = keys[start + i];
+    }
 }
 
 __device__ __forceinline__ float back(float at, const Picture& p, int axis) {
@@ -167,7 +183,7 @@ __device__ void write_result(
         if (is_left) {
             float* record = result + HEADER + (size_t)(num + __popc(bits & ((1u << lane) - 1))) * RECORD;
             u64 key = s.kept_key[i];
-            float rank = unordered(~(u32)(key >> 32));
+            float rank = key_score(key);
             record[0] = v.x;
             record[1] = v.y;
             record[2] = v.z;
@@ -224,7 +240,11 @@ extern "C" __global__ __launch_bounds__(THREADS) void finish(
             against_each_other(s);
             __syncthreads();
         }
-        if (threadIdx.x == 0) keep_best(s, order, start);
+        if (threadIdx.x == 0) choose(s);
+        __syncthreads();
+        keep(s, order, start);
+        __syncthreads();
+        if (threadIdx.x == 0) s.num_kept += __popcll(s.chosen);
         __syncthreads();
     }
     if (threadIdx.x < 32)

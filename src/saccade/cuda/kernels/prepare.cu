@@ -5,7 +5,7 @@
 // extend that far, and `pixels` of a packed picture may be anywhere in it.
 //
 // Macros: OUT (element type), IN_W, IN_H, CHANNELS (1 or 3), IS_NCHW, IS_BGR, PAD (a level),
-// MEANS and STDS_INV (one per channel), SIZE_ORDER (0 none, 1 wh, 2 hw), SIZE_T.
+// ROWS (of pixels per thread), MIN_BLOCKS, MEANS and STDS_INV (one per channel), SIZE_ORDER (0 none, 1 wh, 2 hw), SIZE_T.
 
 #define RUN 8
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ float luma(float r, float g, float b) {
 
 __device__ Rgb yuv(int matrix, float y, float u, float v) {
     float scale = matrix == 2 ? 1.0f : 1.164383f;
-    y = (matrix == 2 ? y : y - 16.0f) * scale;
+    y = (matrix == 2 ? y : fmaxf(y - 16.0f, 0.0f)) * scale;
     u -= 128.0f;
     v -= 128.0f;
     if (matrix == 1)
@@ -106,12 +106,16 @@ __device__ __forceinline__ Rgb pixel(const Picture& p, const Row& row, int x) {
 }
 
 // Eight packed pixels at their own size: 24 bytes from any address.
-__device__ __forceinline__ void load_run(const u8* at, float (&v)[CHANNELS][RUN]) {
+__device__ __forceinline__ void load_run(const u8* at, u32 (&raw)[7]) {
     const u32* words = (const u32*)((size_t)at & ~(size_t)3);
-    u32 shift = ((u32)(size_t)at & 3) * 8;
-    u32 raw[7], bytes[6];
 #pragma unroll
     for (int i = 0; i < 7; i++) raw[i] = __ldg(words + i);
+}
+
+__device__ __forceinline__ void unpack_run(
+    const u8* at, const u32 (&raw)[7], float (&v)[CHANNELS][RUN]) {
+    u32 shift = ((u32)(size_t)at & 3) * 8;
+    u32 bytes[6];
 #pragma unroll
     for (int i = 0; i < 6; i++) bytes[i] = __funnelshift_r(raw[i], raw[i + 1], shift);
 #pragma unroll
@@ -170,19 +174,7 @@ __device__ __forceinline__ void store(OUT* out, int x, int y, const float (&v)[C
     }
 }
 
-extern "C" __global__ __launch_bounds__(256) void prepare(
-    const Picture* __restrict__ table, OUT* __restrict__ batch, SIZE_T* __restrict__ sizes) {
-    const Picture& p = table[blockIdx.z];
-    if (p.width == 0) return;
-    const int runs = (IN_W + RUN - 1) / RUN;
-    int index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (SIZE_ORDER != 0 && index == 0) {
-        sizes[blockIdx.z * 2] = (SIZE_T)(SIZE_ORDER == 1 ? p.width : p.height);
-        sizes[blockIdx.z * 2 + 1] = (SIZE_T)(SIZE_ORDER == 1 ? p.height : p.width);
-    }
-    if (index >= runs * IN_H) return;
-    int y = index / runs, x = index % runs * RUN;
-    OUT* out = batch + (size_t)blockIdx.z * CHANNELS * IN_H * IN_W;
+__device__ __forceinline__ void make_run(const Picture& p, OUT* out, int x, int y) {
     int left = x - p.left, down = y - p.top;
     float v[CHANNELS][RUN];
     if (down < 0 || down >= p.new_height || left <= -RUN || left >= p.new_width) {
@@ -190,12 +182,6 @@ extern "C" __global__ __launch_bounds__(256) void prepare(
         for (int c = 0; c < CHANNELS; c++)
 #pragma unroll
             for (int i = 0; i < RUN; i++) v[c][i] = PAD;
-        store(out, x, y, v);
-        return;
-    }
-    if (p.format == PACKED && p.new_width == p.width && p.new_height == p.height && left >= 0 &&
-        left + RUN <= p.width) {
-        load_run(p.pixels + (size_t)down * p.pitch + left * 3, v);
         store(out, x, y, v);
         return;
     }
@@ -215,4 +201,39 @@ extern "C" __global__ __launch_bounds__(256) void prepare(
         }
     }
     store(out, x, y, v);
+}
+
+extern "C" __global__ __launch_bounds__(256, MIN_BLOCKS) void prepare(
+    const Picture* __restrict__ table, OUT* __restrict__ batch, SIZE_T* __restrict__ sizes) {
+    const Picture& p = table[blockIdx.z];
+    if (p.width == 0) return;
+    const int runs = (IN_W + RUN - 1) / RUN;
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (SIZE_ORDER != 0 && index == 0) {
+        sizes[blockIdx.z * 2] = (SIZE_T)(SIZE_ORDER == 1 ? p.width : p.height);
+        sizes[blockIdx.z * 2 + 1] = (SIZE_T)(SIZE_ORDER == 1 ? p.height : p.width);
+    }
+    int y = index / runs * ROWS, x = index % runs * RUN;
+    if (y >= IN_H) return;
+    OUT* out = batch + (size_t)blockIdx.z * CHANNELS * IN_H * IN_W;
+    int left = x - p.left, down = y - p.top;
+    bool is_plain = p.format == PACKED && p.new_width == p.width && p.new_height == p.height &&
+        left >= 0 && left + RUN <= p.width && down >= 0 && down + ROWS <= p.height &&
+        y + ROWS <= IN_H;
+    if (is_plain) {
+        // All loads before the first store, so that they are in flight together.
+        const u8* at = p.pixels + (size_t)down * p.pitch + left * 3;
+        u32 raw[ROWS][7];
+#pragma unroll
+        for (int k = 0; k < ROWS; k++) load_run(at + (size_t)k * p.pitch, raw[k]);
+#pragma unroll
+        for (int k = 0; k < ROWS; k++) {
+            float v[CHANNELS][RUN];
+            unpack_run(at + (size_t)k * p.pitch, raw[k], v);
+            store(out, x, y + k, v);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < ROWS && y + k < IN_H; k++) make_run(p, out, x, y + k);
 }
