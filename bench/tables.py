@@ -6,7 +6,8 @@
 The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case, the rates) and
 `<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
 docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps`,
-`-suppress` and `-machine` come from what `python -m bench.cpu_prepare` wrote.
+`-suppress` and `-machine` come from what `python -m bench.cpu_prepare` wrote; `bench:torch-*` are
+in `tables_torch.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import CASES, ROOT
+from bench.markdown import NO_RESULT, markdown
+from bench.tables_torch import torch_tables
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
-NO_RESULT = "-"
 
 
 def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
     reports = load()
-    tables = {"cpu": overview(reports), "cpu-details": details(reports)} | prepare_tables()
+    tables = {"cpu": overview(reports), "cpu-details": details(reports)}
+    tables |= prepare_tables() | torch_tables()
     stale = []
     for path in documents():
         text = path.read_text()
@@ -250,12 +253,6 @@ def microseconds(entry: dict[str, Any] | None) -> list[str]:
 
 def number(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
 
 
 if __name__ == "__main__":
