@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ _STATUS = (
     "implementation not supported", "incomplete bitstream",
 )  # fmt: skip
 _RGB_INTERLEAVED = 5
+# By device: two calls at once, of two decoders in two threads, can wait for ever inside the library
+# beside a busy network; see docs/performance/cuda-path.md.
+_ONE_CALL: dict[int, threading.Lock] = {}
 _BASELINE = 0xC0
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NOT_SEGMENTS = frozenset((0x00, 0x01, 0xFF, *range(0xD0, 0xDA)))
@@ -90,6 +94,8 @@ def shape_for_gpu(data: Any) -> tuple[int, int] | None:
 class JpegDecoder:
     """Decodes batches to packed RGB in device memory. One thread at a time.
 
+    Decoders of one device take turns.
+
     Args:
         device: Where.
         batch: Pictures per call at most.
@@ -107,6 +113,7 @@ class JpegDecoder:
     def __init__(self, device: Device, batch: int, *, engine: Engine | None = None) -> None:
         self._library = _load_library()
         self._device = device
+        self._one_call = _ONE_CALL.setdefault(device.index, threading.Lock())
         self.num_allocations = 0
         self.allocated_bytes = 0
         self._callbacks = self._make_allocators()
@@ -166,21 +173,22 @@ class JpegDecoder:
             self._lengths[i] = len(data)
             self._images[i].channel[0] = address
             self._images[i].pitch[0] = pitch
-        if self._initialised_for != num:
-            self._check(
-                self._library.nvjpegDecodeBatchedInitialize(
-                    self._handle, self._state, num, threads, _RGB_INTERLEAVED
+        with self._one_call:
+            if self._initialised_for != num:
+                self._check(
+                    self._library.nvjpegDecodeBatchedInitialize(
+                        self._handle, self._state, num, threads, _RGB_INTERLEAVED
+                    )
                 )
+                self._initialised_for = num
+            status = self._library.nvjpegDecodeBatched(
+                self._handle,
+                self._state,
+                self._pointers,
+                self._lengths,
+                self._images,
+                ctypes.c_void_p(stream.handle),
             )
-            self._initialised_for = num
-        status = self._library.nvjpegDecodeBatched(
-            self._handle,
-            self._state,
-            self._pointers,
-            self._lengths,
-            self._images,
-            ctypes.c_void_p(stream.handle),
-        )
         self._check(status)
 
     def _check(self, status: int) -> None:

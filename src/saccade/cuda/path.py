@@ -29,7 +29,7 @@ import numpy as np
 from saccade.cuda.head import read_head
 from saccade.cuda.nvjpeg import JpegDecoder
 from saccade.cuda.prepare import PICTURE, Preparer
-from saccade.cuda.runtime import Device
+from saccade.cuda.runtime import ALIGNMENT, Device
 from saccade.cuda.slots import Feeder, Picture, Slot, SlotSizes, slot_regions
 from saccade.cuda.suppress import MAX_CANDIDATES, Suppressor
 from saccade.errors import BuildError, EngineError, InputError, PictureError, SaccadeError
@@ -38,9 +38,10 @@ from saccade.vision.decode import DEFAULT_MAX_PIXELS
 
 __all__ = ["DevicePath", "PathOptions", "PathStats", "Picture"]
 
-_FULL_HD_BYTES = 1920 * 1080 * 3
-# Each has a decoder of its own. Two beside a busy network stood still for ever on an H200, for a
-# reason not yet found: see docs/performance/cuda-path.md.
+# With what a kernel may read past the end, rounded up.
+_FULL_HD_BYTES = 1920 * 1080 * 3 + ALIGNMENT
+# Each has a decoder of its own. Two were no faster: nvJPEG's calls must take turns, see
+# docs/performance/cuda-path.md.
 _NUM_FEEDERS = 1
 
 
