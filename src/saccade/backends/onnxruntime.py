@@ -22,6 +22,7 @@ from saccade.backends._shapes import (
     static_shape,
 )
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
+from saccade.graph.passes.fold_focus import runtime_source
 from saccade.types import Availability, Engine, Fallback, Model, Plan, Precision, Slot
 
 _INSTALL = "pip install 'saccade[cpu]'"
@@ -113,7 +114,7 @@ def _open_session(model: Model, plan: Plan) -> Any:
     spinning = dict(plan.options).get("spinning", "1" if plan.threads > 1 else "0")
     options.add_session_config_entry(_CONFIG_ENTRIES["spinning"], spinning)
     with _translated("load", BuildError):
-        return onnxruntime.InferenceSession(str(model.path), options, providers=[_PROVIDER])
+        return onnxruntime.InferenceSession(runtime_source(model), options, providers=[_PROVIDER])
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 
 from saccade.backends._shapes import check_batch, default_batch, has_fixed_batch, static_shape
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
+from saccade.graph.passes.fold_focus import runtime_source
 from saccade.types import Availability, Engine, Fallback, Model, Plan, Precision, Slot
 
 _INSTALL = "pip install 'saccade[openvino]'"
@@ -88,7 +89,7 @@ def _compile(model: Model, plan: Plan) -> Any:
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        return core.compile_model(core.read_model(str(model.path)), "CPU", config)
+        return core.compile_model(core.read_model(runtime_source(model)), "CPU", config)
     except RuntimeError as exc:
         raise BuildError(f"openvino cannot load this model: {_reason(exc)}") from exc
 
