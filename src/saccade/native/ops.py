@@ -91,8 +91,9 @@ class Conv:
 
     Attributes:
         label: Nodes of the graph that are in this step.
-        x: (n, h, w, c). Pixels, or any strides for a graph input (n, h, w, c) that lies as NCHW.
-        y: (n, h', w', k). Pixels.
+        x: (n, h, w, c). Pixels (`View.is_pixels`; mostly packed), or other strides for a graph
+            input that lies as NCHW, then in FP32 or FP16.
+        y: (n, h', w', k). Pixels; FP32 in a network of FP16 where it is an output.
         weight: Name of the weights (k, kh, kw, c / groups).
         kernel: (kh, kw).
         bias: Name of (k,), or None.

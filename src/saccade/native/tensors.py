@@ -117,19 +117,21 @@ class View:
 
     @property
     def is_pixels(self) -> bool:
-        """Whether this is a picture: channels side by side, one pitch for all pixels."""
+        """Whether these are pictures: channels side by side, one pitch for a picture's pixels.
+
+        The distance between pictures, strides[0], may be more than h * w * pitch.
+        """
         if len(self.shape) != 4:
             return False
         n, h, w, c = self.shape
         sn, sh, sw, sc = self.strides
         # A pitch below c would make pixels overlap.
-        pitch = sw if w > 1 else sh if h > 1 else sn if n > 1 else c
-        return (
-            (sc == 1 or c == 1)
-            and (w == 1 or sw >= c)
-            and (h == 1 or sh == w * pitch)
-            and (n == 1 or sn == h * w * pitch)
-        )
+        return sc == 1 and sw >= c and sh == w * sw and (n == 1 or sn >= h * sh)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether all pixels of all pictures have one pitch: n * h * w rows of a matrix."""
+        return self.is_pixels and (self.n == 1 or self.strides[0] == self.h * self.strides[1])
 
     @property
     def is_dense(self) -> bool:
