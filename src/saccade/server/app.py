@@ -1,0 +1,337 @@
+"""The front: connections on one side, engine processes on the other, the queue between them."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from typing import Any
+
+import msgspec
+
+from saccade.server.arena import Arena
+from saccade.server.dispatch import Dispatcher
+from saccade.server.engines import Engine
+from saccade.server.http import Head, HttpConnection, HttpRequest, Response
+from saccade.server.logs import Log
+from saccade.server.models import ModelEntry, Repository
+from saccade.server.options import ModelSource, ServeOptions
+from saccade.server.pictures import Pictures
+from saccade.server.problems import Problem, problem_of
+from saccade.server.rest import Rest
+from saccade.server.routes import Router
+from saccade.server.stats import Stats
+from saccade.server.wire import Load, Status, Unload
+
+__all__ = ["Front"]
+
+_SWEEP_S = 0.5
+_STATUS_S = 2.0
+
+
+class Front:
+    """One server.
+
+    Args:
+        options: How it runs.
+        loop: Where it runs.
+
+    Attributes:
+        stats: What it has done.
+        repository: Its models.
+        dispatcher: Its queue.
+        router: Who answers which path; more may be added before it listens.
+        is_draining: Whether it is on its way out.
+        is_ready: Whether it was started with all its models.
+    """
+
+    def __init__(self, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self.options = options
+        self.loop = loop
+        self.log = Log(options.log, with_requests=options.log_requests)
+        self.stats = Stats()
+        self.repository = Repository(self.stats)
+        self.arena = Arena(options.arena_mb << 20)
+        self.dispatcher = Dispatcher(
+            self.arena,
+            self.stats,
+            loop,
+            max_queue=options.max_queue,
+            max_queue_bytes=options.max_queue_mb << 20,
+        )
+        self.router = Router()
+        self.heads: dict[bytes, Head] = {}
+        self.http_limits = options.limits
+        self.is_draining = False
+        self.is_ready = False
+        self.too_many_connections = _closing_answer(
+            Problem(
+                "overloaded",
+                f"at most {options.max_connections} connections may be open",
+                "they are",
+                "close some, or try again later",
+                retry_after_s=1,
+            )
+        )
+        self._connections: set[HttpConnection] = set()
+        self._pending_bytes = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.regions: Any = None
+        self.pictures = Pictures(self)
+        self.rest = Rest(self)
+        self.rest.register(self.router)
+        self.pictures.register(self.router)
+
+    # Models.
+
+    async def start_engines(self) -> None:
+        """Start the engine processes."""
+        from saccade.profiler.machine import num_cores
+
+        threads = self.options.threads or max(1, num_cores() // self.options.engines)
+        for number in range(self.options.engines):
+            engine = Engine(number, self.arena, threads, self.loop, self._on_death)
+            self.dispatcher.engines.append(engine)
+            engine.start()
+            engine.is_up = True
+        self.spawn(self._sweep())
+        self.spawn(self._watch())
+
+    async def load(
+        self, source: ModelSource, options: Any = None, *, is_forced: bool = False
+    ) -> ModelEntry:
+        """Load a model in every engine process, then let it take over from the one before it.
+
+        Raises:
+            Problem: It was refused; what was served before goes on being served.
+        """
+        load_options = options or self.options.load
+        if is_forced:
+            load_options = msgspec.structs.replace(load_options, is_forced=True)
+        entry = self.repository.new(source.name, source.version, str(source.path), load_options)
+        if not any(e.version == entry.version for e in self.repository.versions(entry.name)):
+            self.repository.put(entry)
+        begun_s = time.monotonic()
+        engines = [engine for engine in self.dispatcher.engines if engine.is_up]
+        if not engines:
+            raise Problem(
+                "unavailable",
+                "an engine process must be up to load a model",
+                "none is",
+                "try again in a moment",
+                retry_after_s=1,
+            )
+        answers = await asyncio.gather(
+            *(self._load_in(engine, entry) for engine in engines), return_exceptions=True
+        )
+        wrong = [answer for answer in answers if isinstance(answer, BaseException)]
+        if wrong:
+            entry.state, entry.reason = "UNAVAILABLE", str(wrong[0])
+            for engine, answer in zip(engines, answers, strict=True):
+                if not isinstance(answer, BaseException) and engine.is_up:
+                    await engine.ask(lambda i, b, c: Unload(i, entry.key))
+            self.log.event(
+                "model refused", model=entry.name, version=entry.version, why=entry.reason
+            )
+            raise wrong[0]
+        entry.details = msgspec.json.decode(answers[0])  # type: ignore[arg-type]
+        entry.state = "READY"
+        before = self.repository.put(entry)
+        self.log.event(
+            "model ready",
+            model=entry.name,
+            version=entry.version,
+            path=entry.path,
+            seconds=round(time.monotonic() - begun_s, 3),
+        )
+        if before is not None and before is not entry:
+            self.spawn(self._retire(before))
+        return entry
+
+    async def _load_in(self, engine: Engine, entry: ModelEntry) -> bytes:
+        options = msgspec.json.encode(
+            msgspec.structs.replace(entry.options, workers=engine.num_threads)
+        )
+        return await engine.ask(lambda i, b, c: Load(i, entry.key, entry.name, entry.path, options))
+
+    async def unload(self, entry: ModelEntry) -> None:
+        """Take no more requests for a model, finish those it has, and release it."""
+        entry.state, entry.reason = "UNLOADING", ""
+        await self._retire(entry)
+        entry.state, entry.reason = "UNAVAILABLE", "unloaded"
+        self.log.event("model unloaded", model=entry.name, version=entry.version)
+
+    async def _retire(self, entry: ModelEntry) -> None:
+        while entry.num_open:
+            await asyncio.sleep(0.01)
+        for engine in self.dispatcher.engines:
+            if engine.is_up:
+                await engine.ask(lambda i, b, c: Unload(i, entry.key))
+
+    def _on_death(self, engine: Engine) -> None:
+        self.stats.num_restarts += 1
+        self.log.event("engine process ended", engine=engine.number)
+        self.spawn(self._restart(engine))
+
+    async def _restart(self, engine: Engine) -> None:
+        engine.start()
+        entries = [e for e in self.repository.entries() if e.state == "READY"]
+        for entry in entries:
+            await self._load_in(engine, entry)
+        engine.is_up = True
+        self.log.event("engine process is back", engine=engine.number, pid=engine.pid)
+        self.dispatcher.pump()
+
+    # What connections call.
+
+    def open_connection(self, connection: HttpConnection) -> bool:
+        """Count a client; False if there are too many."""
+        if len(self._connections) >= self.options.max_connections:
+            return False
+        self._connections.add(connection)
+        self.stats.num_connections["http"] = len(self._connections)
+        return True
+
+    def close_connection(self, connection: HttpConnection) -> None:
+        """Forget a client."""
+        self._connections.discard(connection)
+        self.stats.num_connections["http"] = len(self._connections)
+
+    def route(self, head: Head) -> None:
+        """Find who answers a request, and whether the client may ask.
+
+        Raises:
+            Problem: Nobody, or it may not.
+        """
+        endpoint, head.args = self.router.find(head)
+        if self.options.token is not None and not endpoint.is_open:
+            check_token(head.headers.get("authorization", ""), self.options.token)
+        head.endpoint = endpoint
+
+    def may_receive(self, num_bytes: int) -> bool:
+        """Whether there is room for a body that is on its way."""
+        return self._pending_bytes + max(num_bytes, 0) <= self.options.max_queue_mb << 20
+
+    def count_pending(self, num_bytes: int) -> None:
+        """Count bytes of bodies that are not complete."""
+        self._pending_bytes += num_bytes
+
+    def overloaded(self, what: str) -> Problem:
+        """The answer where something is full."""
+        return Problem(
+            "overloaded",
+            f"{what} must fit in the server's memory",
+            "they do not now",
+            "try again later",
+            retry_after_s=1,
+        )
+
+    def take(self, request: HttpRequest) -> None:
+        """Answer a request, now or later."""
+        head = request.head
+        endpoint: Any = head.endpoint
+        self.stats.bytes_in += request.num_bytes
+        try:
+            if type(endpoint) is Problem:
+                raise endpoint
+            answer = endpoint.answer(request, *head.args)
+        except Exception as exc:
+            self.fail(request, exc)
+            return
+        if answer is None:
+            return
+        if type(answer) is Response:
+            request.send(answer)
+        else:
+            self.spawn(self._finish(request, answer))
+
+    async def _finish(self, request: HttpRequest, answer: Any) -> None:
+        try:
+            request.send(await answer)
+        except Exception as exc:
+            self.fail(request, exc)
+
+    def fail(self, request: HttpRequest, exc: Exception) -> None:
+        """Answer with an error; one that is our fault goes to the log with its trace."""
+        problem = problem_of(exc)
+        if problem.kind == "internal":
+            self.log.fault(request.id, exc)
+        request.fail(problem)
+
+    def count_answer(self, request: HttpRequest, status: int, num_bytes: int) -> None:
+        """Count an answer, and log it if wanted."""
+        stats = self.stats
+        stats.bytes_out += num_bytes
+        key = ("http", status)
+        stats.responses[key] = stats.responses.get(key, 0) + 1
+        if self.log.with_requests:
+            self.log.request(request, status, num_bytes)
+
+    # Life.
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine that this server owns."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = time.monotonic()
+            for connection in list(self._connections):
+                connection.sweep(now_s)
+
+    async def _watch(self) -> None:
+        while True:
+            for engine in self.dispatcher.engines:
+                if engine.is_up:
+                    try:
+                        details = await engine.ask(lambda i, b, c: Status(i))
+                    except Problem:
+                        continue
+                    self.stats.engines[engine.number] = msgspec.json.decode(details)
+            await asyncio.sleep(_STATUS_S)
+
+    async def drain(self) -> None:
+        """Finish what was taken, take no more, and end the engine processes."""
+        self.is_draining = True
+        self.is_ready = False
+        end_s = time.monotonic() + self.options.drain_s
+        for connection in list(self._connections):
+            connection.close_when_idle()
+        while (self.dispatcher.num_open or self._connections) and time.monotonic() < end_s:
+            await asyncio.sleep(0.02)
+            for connection in list(self._connections):
+                connection.close_when_idle()
+        for task in list(self._tasks):
+            task.cancel()
+        for engine in self.dispatcher.engines:
+            await engine.stop()
+
+
+def check_token(header: str, token: str) -> None:
+    """Compare a bearer token in constant time.
+
+    Raises:
+        Problem: It is missing or wrong.
+    """
+    kind, _, sent = header.partition(" ")
+    if kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode()):
+        return
+    raise Problem(
+        "unauthorized",
+        "the header authorization must be 'Bearer' and this server's token",
+        "it is missing" if not header else "it is another",
+        "send the token that the server was started with",
+    )
+
+
+def _closing_answer(problem: Problem) -> bytes:
+    body = problem.as_json()
+    head = (
+        f"HTTP/1.1 {problem.status} Service Unavailable\r\n"
+        "content-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,243 @@
+"""Engine processes, seen from the front: started, spoken to, watched, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from saccade.server.arena import Arena
+from saccade.server.problems import Problem
+from saccade.server.wire import INLINE_BYTES, PACKET_BYTES, Done, Failed, Loaded, Piece, Reply
+
+__all__ = ["Engine", "Ticket"]
+
+_SOCKET_BYTES = 4 << 20
+_MAX_PACKETS_A_TURN = 64
+_QUICK_DEATH_S = 5.0
+_MAX_PAUSE_S = 30.0
+
+
+class Ticket:
+    """A task that an engine process holds.
+
+    Attributes:
+        on_reply: Called once: with Done or Loaded and the payload, or with a Problem and b"".
+        block: Its arena block, or -1.
+        pieces: What came of a payload in pieces.
+    """
+
+    __slots__ = ("block", "on_reply", "pieces")
+
+    def __init__(self, on_reply: Callable[[Any, bytes], None], block: int) -> None:
+        self.on_reply = on_reply
+        self.block = block
+        self.pieces: list[bytes] | None = None
+
+
+class Engine:
+    """One engine process.
+
+    Args:
+        number: Its place among them.
+        arena: Memory to share with it.
+        num_threads: Threads that run tasks.
+        loop: The front's.
+        on_ready: Called after each start, before it is given work.
+        on_death: Called when it has ended though nobody asked it to.
+
+    Attributes:
+        is_up: Whether it takes tasks.
+        tickets: Tasks it holds, by id.
+        pid: Its process, or 0.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        arena: Arena,
+        num_threads: int,
+        loop: asyncio.AbstractEventLoop,
+        on_death: Callable[[Engine], None],
+    ) -> None:
+        self.number = number
+        self.num_threads = num_threads
+        self.is_up = False
+        self.pid = 0
+        self.tickets: dict[int, Ticket] = {}
+        self._arena = arena
+        self._loop = loop
+        self._on_death = on_death
+        self._ids = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._decode = msgspec.msgpack.Decoder(Reply).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._buffer = bytearray(PACKET_BYTES + 4096)
+        self._view = memoryview(self._buffer)
+        self._is_wanted = False
+        self._started_s = 0.0
+        self._pause_s = 0.0
+
+    def start(self) -> None:
+        """Start the process; tasks may be sent at once."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        fds = (theirs.fileno(), self._arena.fd)
+        command = [sys.executable, "-m", "saccade.server.worker", *map(str, fds)]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(self.num_threads)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        ours.setblocking(False)
+        self._socket = ours
+        self.pid = self._process.pid
+        self._is_wanted = True
+        self._started_s = time.monotonic()
+        self._loop.add_reader(ours.fileno(), self._read)
+
+    def send(self, make: Callable[[int, int, int], Any], on_reply: Any, block: int = -1) -> None:
+        """Hand over a task.
+
+        Args:
+            make: Makes the message from an id, and the offset and size of the block.
+            on_reply: As in Ticket.
+            block: An arena block that holds the task's payload; it is given back with the answer.
+        """
+        assert self._socket is not None
+        number = next(self._ids)
+        capacity = self._arena.size(block) if block >= 0 else 0
+        packet = self._encode(make(number, block, capacity))
+        self.tickets[number] = Ticket(on_reply, block)
+        try:
+            self._socket.send(packet)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            # The other end has gone, or does not read: both end in its being replaced.
+            self._loop.call_soon(self._die)
+
+    async def ask(self, make: Callable[[int, int, int], Any]) -> bytes:
+        """Send a task that has no payload and wait for its answer.
+
+        Raises:
+            Problem: What the process, or its death, made of it.
+        """
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+
+        def on_reply(reply: Any, payload: bytes) -> None:
+            if answer.done():
+                return
+            if isinstance(reply, Problem):
+                answer.set_exception(reply)
+            else:
+                answer.set_result(reply.details)
+
+        self.send(make, on_reply)
+        return await answer
+
+    def _read(self) -> None:
+        """Take what has come; runs on the loop."""
+        assert self._socket is not None
+        receive, decode, view = self._socket.recv_into, self._decode, self._view
+        for _ in range(_MAX_PACKETS_A_TURN):
+            try:
+                num = receive(self._buffer)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                num = 0
+            if num == 0:
+                self._die()
+                return
+            reply = decode(view[:num])
+            if type(reply) is Piece:
+                ticket = self.tickets[reply.id]
+                ticket.pieces = ticket.pieces or []
+                ticket.pieces.append(reply.content)
+                continue
+            self._settle(reply)
+
+    def _settle(self, reply: Done | Failed | Loaded) -> None:
+        ticket = self.tickets.pop(reply.id)
+        if type(reply) is Done:
+            payload = reply.payload
+            if reply.in_block:
+                payload = bytes(self._arena.view[ticket.block : ticket.block + reply.num_bytes])
+            elif ticket.pieces is not None:
+                payload = b"".join(ticket.pieces)
+            if ticket.block >= 0:
+                self._arena.give_back(ticket.block)
+            ticket.on_reply(reply, payload)
+            return
+        if ticket.block >= 0:
+            self._arena.give_back(ticket.block)
+        if type(reply) is Failed:
+            ticket.on_reply(Problem(reply.kind, reply.message), b"")
+        else:
+            ticket.on_reply(reply, b"")
+
+    def _die(self) -> None:
+        """The process has ended, or must: answer for it and see it off."""
+        if self._socket is None:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        self.is_up = False
+        process, self._process = self._process, None
+        tickets, self.tickets = self.tickets, {}
+        assert process is not None
+        process.kill()
+        # Blocks are given back once nobody can write to them any more.
+        self._loop.create_task(self._bury(process, [t.block for t in tickets.values()]))
+        problem = Problem(
+            "unavailable",
+            "the engine process must stay alive for the time of a request",
+            f"process {process.pid} ended",
+            "send the request again; a new process is being started",
+            retry_after_s=1,
+        )
+        for ticket in tickets.values():
+            ticket.on_reply(problem, b"")
+
+    async def _bury(self, process: subprocess.Popen[bytes], blocks: list[int]) -> None:
+        await self._loop.run_in_executor(None, process.wait)
+        for block in blocks:
+            if block >= 0:
+                self._arena.give_back(block)
+        if not self._is_wanted:
+            return
+        lived_s = time.monotonic() - self._started_s
+        is_quick = lived_s < _QUICK_DEATH_S
+        self._pause_s = min(_MAX_PAUSE_S, max(0.1, 2 * self._pause_s)) if is_quick else 0.0
+        await asyncio.sleep(self._pause_s)
+        if self._is_wanted:
+            self._on_death(self)
+
+    async def stop(self) -> None:
+        """End the process; tasks it still holds get an error."""
+        self._is_wanted = False
+        process = self._process
+        if self._socket is None or process is None:
+            return
+        # It ends by itself when it reads the end; it gets a moment to do so.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await self._loop.run_in_executor(None, lambda: process.wait(2.0))
+        self._die()
+
+
+assert INLINE_BYTES < PACKET_BYTES // 2

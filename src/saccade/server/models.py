@@ -1,0 +1,150 @@
+"""The models that a server knows, by name and version."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from saccade.server.loading_options import LoadOptions
+from saccade.server.problems import Problem
+from saccade.server.stats import ModelStats, Stats
+
+__all__ = ["ModelEntry", "Repository"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+_VERSION = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(slots=True, eq=False)
+class ModelEntry:
+    """One loaded (or loading, or leaving) version of a model.
+
+    Attributes:
+        name: What clients call it.
+        version: A number, as text.
+        key: What engine processes call it; every load has another.
+        path: Bundle or ONNX file.
+        options: How it is loaded.
+        stats: Its figures.
+        state: "LOADING", "READY", "UNLOADING" or "UNAVAILABLE".
+        reason: Why it is not ready.
+        details: What an engine process said of it; see `ServedModel.details`.
+        num_open: Requests that were taken and not answered.
+        cost_s: Estimate of the seconds one request takes in an engine process.
+        answer_bytes: The longest answer so far.
+    """
+
+    name: str
+    version: str
+    key: int
+    path: str
+    options: LoadOptions
+    stats: ModelStats
+    state: str = "LOADING"
+    reason: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    num_open: int = 0
+    cost_s: float = 0.005
+    answer_bytes: int = 0
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether it takes pictures."""
+        return self.details.get("contract") is not None
+
+
+class Repository:
+    """Entries by name and version.
+
+    Args:
+        stats: Where their figures are kept.
+    """
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._entries: dict[str, dict[str, ModelEntry]] = {}
+        self._keys = itertools.count(1)
+
+    def new(self, name: str, version: str, path: str, options: LoadOptions) -> ModelEntry:
+        """An entry that is not in the repository yet.
+
+        Raises:
+            Problem: Name or version are none.
+        """
+        if not _NAME.fullmatch(name):
+            raise Problem(
+                "input",
+                "a model's name must have letters, digits, '_', '-' and '.' only",
+                f"it is {name[:80]!r}",
+                "choose another with NAME=PATH",
+            )
+        if not _VERSION.fullmatch(version):
+            raise Problem(
+                "input",
+                "a model's version must be a number",
+                f"it is {version[:80]!r}",
+                "choose one with NAME:VERSION=PATH",
+            )
+        stats = self._stats.model(name, version)
+        return ModelEntry(name, version, next(self._keys), path, options, stats)
+
+    def put(self, entry: ModelEntry) -> ModelEntry | None:
+        """Make an entry the one of its name and version; the one before it."""
+        versions = self._entries.setdefault(entry.name, {})
+        before = versions.get(entry.version)
+        versions[entry.version] = entry
+        return before
+
+    def versions(self, name: str) -> list[ModelEntry]:
+        """All entries of a name, newest version first."""
+        entries = self._entries.get(name, {}).values()
+        return sorted(entries, key=lambda entry: int(entry.version), reverse=True)
+
+    def entries(self) -> list[ModelEntry]:
+        """All, by name, newest version first."""
+        return [entry for name in sorted(self._entries) for entry in self.versions(name)]
+
+    def find(self, name: str, version: str = "") -> ModelEntry:
+        """The entry of a version, or the newest that is ready.
+
+        Raises:
+            Problem: There is none.
+        """
+        if version:
+            entry = self._entries.get(name, {}).get(version)
+            if entry is not None:
+                return entry
+        else:
+            entries = self.versions(name)
+            for entry in entries:
+                if entry.state == "READY":
+                    return entry
+            if entries:
+                return entries[0]
+        known = ", ".join(sorted(self._entries)) or "none"
+        what = f"version {version[:40]!r} of model {name[:80]!r}" if version else repr(name[:80])
+        raise Problem(
+            "not_found",
+            f"a model must be one of: {known}",
+            f"there is no {what}",
+            "check the name, or load it",
+        )
+
+    def ready(self, name: str, version: str = "") -> ModelEntry:
+        """As `find`, if it can take requests.
+
+        Raises:
+            Problem: There is none, or it cannot now.
+        """
+        entry = self.find(name, version)
+        if entry.state != "READY":
+            raise Problem(
+                "unavailable",
+                f"model {name!r} must be ready",
+                f"it is {entry.state.lower()}" + (f" ({entry.reason})" if entry.reason else ""),
+                "try again later, or load it",
+                retry_after_s=1,
+            )
+        return entry

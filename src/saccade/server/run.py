@@ -1,0 +1,98 @@
+"""A server from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from saccade.errors import BackendUnavailable, InputError, SaccadeError
+from saccade.server.app import Front
+from saccade.server.http import HttpConnection
+from saccade.server.options import ModelSource, ServeOptions
+from saccade.server.problems import Problem
+
+__all__ = ["serve"]
+
+
+def serve(
+    sources: Sequence[ModelSource],
+    options: ServeOptions,
+    *,
+    on_ready: Callable[[Front, dict[str, str]], None] | None = None,
+) -> None:
+    """Serve models until SIGTERM or SIGINT, then finish what was taken.
+
+    Args:
+        sources: The models to start with; there may be none.
+        options: How.
+        on_ready: Called once clients are answered, with the addresses by protocol.
+
+    Raises:
+        SaccadeError: A model cannot be loaded, or a port is taken.
+    """
+    loop = _new_loop()
+    try:
+        loop.run_until_complete(_serve(sources, options, loop, on_ready))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError as exc:
+        raise BackendUnavailable(
+            "package uvloop must be installed to serve, it is not; run: "
+            "pip install 'saccade[serve]'"
+        ) from exc
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def _serve(
+    sources: Sequence[ModelSource],
+    options: ServeOptions,
+    loop: asyncio.AbstractEventLoop,
+    on_ready: Callable[[Front, dict[str, str]], None] | None,
+) -> None:
+    front = Front(options, loop)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    servers: list[Any] = []
+    try:
+        await front.start_engines()
+        servers.append(await _listen(front, options, loop))
+        host, port = servers[0].sockets[0].getsockname()[:2]
+        for source in sources:
+            try:
+                await front.load(source)
+            except Problem as problem:
+                raise SaccadeError(f"{source.name}: {problem}") from problem
+        front.is_ready = True
+        if on_ready is not None:
+            on_ready(front, {"http": f"http://{host}:{port}"})
+        await stop.wait()
+    finally:
+        for server in servers:
+            server.close()
+        await front.drain()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):
+                loop.remove_signal_handler(number)
+
+
+async def _listen(front: Front, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> Any:
+    try:
+        return await loop.create_server(
+            lambda: HttpConnection(front), options.host, options.http_port, backlog=1024
+        )
+    except OSError as exc:
+        raise InputError(
+            f"{options.host}:{options.http_port} must be free to listen on, it is not "
+            f"({exc.strerror or exc}); choose another with --host and --port"
+        ) from exc
