@@ -26,7 +26,6 @@ _COMMANDS = (
     ("eval", "eval:evaluate", "Measure AP on labelled pictures."),
     ("build", "build:build", "Find the fastest deployment whose answers stayed right."),
     ("export", "export:export", "Write a bundle's network for another server: NVIDIA Triton."),
-    ("export", "export:export", "Write a bundle's network for another server: NVIDIA Triton."),
     ("bench", "bench:bench", "Speed, stage by stage, against the bare engine and the bound."),
     ("serve", "serve:serve", "Answer clients over HTTP and gRPC: pictures or tensors in."),
     ("demo", "demo:demo", "Find blood cells in pictures that the demo draws itself."),

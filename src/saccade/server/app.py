@@ -20,6 +20,7 @@ from saccade.server.pictures import Pictures
 from saccade.server.problems import Problem, problem_of
 from saccade.server.rest import Rest
 from saccade.server.routes import Router
+from saccade.server.site import Site
 from saccade.server.stats import Stats
 from saccade.server.wire import Load, Status, Unload
 
@@ -81,6 +82,7 @@ class Front:
         self.rest = Rest(self)
         self.rest.register(self.router)
         self.pictures.register(self.router)
+        Site(self).register(self.router)
 
     # Models.
 

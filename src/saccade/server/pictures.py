@@ -10,6 +10,7 @@ from saccade.server.kserve import InferRequest
 from saccade.server.models import ModelEntry
 from saccade.server.problems import Problem
 from saccade.server.routes import Endpoint, Router
+from saccade.server.timing import timing_line
 from saccade.server.wire import Detect
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Pictures:
                 request.fail(reply)
             else:
                 start = f'{{"model_name":"{entry.name}","model_version":"{entry.version}",'
-                request.respond(200, start.encode() + content[1:])
+                more = timing_line(reply, request.arrived_s)
+                request.respond(200, start.encode() + content[1:], "application/json", more)
 
         job = Job(entry, request.parts, num_bytes, make, on_end)
         request.on_gone = lambda: front.dispatcher.cancel(job)

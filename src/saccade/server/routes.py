@@ -57,6 +57,10 @@ class Router:
         if method == "GET":
             methods.setdefault("HEAD", endpoint)
 
+    def patterns(self) -> list[tuple[str, str]]:
+        """Method and pattern of everything that is answered."""
+        return [(m, pattern) for pattern, methods in self._by_pattern.items() for m in methods]
+
     def find(self, head: Head) -> tuple[Endpoint, tuple[str, ...]]:
         """The endpoint for a request and the parts of its path.
 
