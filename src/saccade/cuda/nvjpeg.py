@@ -18,7 +18,7 @@ from saccade.cuda.runtime import Device, Stream
 from saccade.errors import BackendUnavailable, EngineError, SaccadeError
 from saccade.vision.exif import orientation_of_block
 
-__all__ = ["Engine", "JpegBatchError", "JpegDecoder", "shape_for_gpu"]
+__all__ = ["Engine", "JpegBatchError", "JpegDecoder", "nvjpeg_version", "shape_for_gpu"]
 
 _STATUS = (
     "success", "not initialised", "invalid parameter", "bad JPEG", "JPEG not supported",
@@ -60,6 +60,18 @@ _Free = ctypes.CFUNCTYPE(
 
 class _Allocator(ctypes.Structure):
     _fields_ = (("malloc", _Malloc), ("free", _Free), ("context", ctypes.c_void_p))
+
+
+def nvjpeg_version() -> tuple[int, int, int]:
+    """Major, minor and patch version of the library.
+
+    Raises:
+        BackendUnavailable: It cannot be loaded.
+    """
+    library, numbers = _load_library(), (ctypes.c_int * 3)()
+    for part in range(3):
+        library.nvjpegGetProperty(part, ctypes.byref(numbers, part * ctypes.sizeof(ctypes.c_int)))
+    return numbers[0], numbers[1], numbers[2]
 
 
 def shape_for_gpu(data: Any) -> tuple[int, int] | None:
