@@ -7,7 +7,7 @@ The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case,
 `<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
 docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps`,
 `-suppress` and `-machine` come from what `python -m bench.cpu_prepare` wrote; `bench:torch-*` are
-in `tables_torch.py`.
+in `tables_torch.py`, `bench:builds-*` and `bench:tensorrt*` in `tables_builds.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.cases import CASES, ROOT
 from bench.markdown import NO_RESULT, markdown
+from bench.tables_builds import builds_tables
 from bench.tables_torch import torch_tables
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
     reports = load()
     tables = {"cpu": overview(reports), "cpu-details": details(reports)}
-    tables |= prepare_tables() | torch_tables()
+    tables |= prepare_tables() | torch_tables() | builds_tables()
     stale = []
     for path in documents():
         text = path.read_text()

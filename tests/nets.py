@@ -34,17 +34,25 @@ def save(path: Path, nodes: list, inputs: list, outputs: list, weights: dict) ->
     return path
 
 
-def mean_color_detector(path: Path, *, batch: int | str = "batch", dtype: str = "float32") -> Path:
+def mean_color_detector(
+    path: Path,
+    *,
+    batch: int | str = "batch",
+    dtype: str = "float32",
+    size_hw: tuple[int | str, int | str] = SIZE_HW,
+    num_rows: int = NUM_ROWS,
+) -> Path:
     """A YOLOv8-like detector whose answers follow from the mean colour of the picture.
 
     Row 0 of the head is a box centred in the input with half its size. Its score for class 0 is
     `score_of` the mean of the first channel, and for class 1 that of the third (inputs lie in 0
-    to 1). All other rows have score 0.
+    to 1). All other rows have score 0. With free sizes the box stays where it is in (32, 32),
+    and num_rows has to be that of the size that is meant.
     """
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
     height, width = SIZE_HW
     box = np.array([width / 2, height / 2, width / 2, height / 2], dtype).reshape(1, 4, 1)
-    first = np.zeros((1, 1, NUM_ROWS), dtype)
+    first = np.zeros((1, 1, num_rows), dtype)
     first[..., 0] = 1
     pick = np.array([[[1, 0, 0], [0, 0, 1]]], dtype)
     weights = {"box": box, "first": first, "pick": pick, "flat": np.array([0, 3, 1], np.int64)}
@@ -72,7 +80,7 @@ def mean_color_detector(path: Path, *, batch: int | str = "batch", dtype: str = 
     return save(
         path,
         nodes,
-        [helper.make_tensor_value_info("images", kind, [batch, 3, height, width])],
-        [helper.make_tensor_value_info("output0", kind, [batch, 4 + NUM_CLASSES, NUM_ROWS])],
+        [helper.make_tensor_value_info("images", kind, [batch, 3, *size_hw])],
+        [helper.make_tensor_value_info("output0", kind, [batch, 4 + NUM_CLASSES, num_rows])],
         weights,
     )

@@ -24,15 +24,17 @@ def run(folder: Path, say=lambda text: None, **more) -> Built:
         "round_s": 0.1,
         "command": WRONG,
     }
-    with load(folder / "net.onnx", labels=colours.NAMES) as detector:
+    size_hw = more.pop("size_hw", None)
+    with load(folder / "net.onnx", labels=colours.NAMES, size_hw=size_hw) as detector:
         model, contract = detector.model, detector.contract
     return build(model, contract, folder / "out", BuildOptions(**given | more), say)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line to standard output at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), _tell)
+    run(Path(sys.argv[1]), tell)

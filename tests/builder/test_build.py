@@ -79,7 +79,8 @@ def test_a_build_gives_a_bundle_with_its_evidence(folder):
 
 
 def test_a_killed_build_is_resumed_and_nothing_is_done_twice(folder):
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    paths = filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(TESTS / "builder" / "build_quickly.py"), str(folder)]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
@@ -119,6 +120,50 @@ def test_without_labels_it_is_judged_by_agreement(folder):
     assert verdict.judged_by == "agreement"
     assert "agreement 1.0000" in built.record.verdict
     assert "AP" not in built.record.verdict
+
+
+@pytest.mark.parametrize(("size_hw", "num_rows"), [((32, 32), 21), ((64, 96), 126)])
+def test_every_batch_size_is_judged_at_the_input_size_that_will_serve(folder, size_hw, num_rows):
+    mean_color_detector(folder / "net.onnx", size_hw=("height", "width"), num_rows=num_rows)
+    built = build_quickly.run(folder, batches=(4,), size_hw=size_hw, data=None)
+    where = f"{size_hw[1]}x{size_hw[0]}"
+    for row in built.record.rows:
+        if row.status == "passed" and row.verdict:
+            batches = sorted({1, row.candidate.plan.batch})
+            assert row.verdict.checked[-1] == f"batch {batches[-1]} at {where}"
+    chosen = built.record.rows[built.record.chosen]
+    batches = sorted({1, chosen.candidate.plan.batch})
+    assert chosen.verdict.checked == tuple(f"batch {batch} at {where}" for batch in batches)
+    with saccade.load(folder / "out") as detector:
+        assert detector.contract.input.size_hw == size_hw
+        assert len(detector(np.full((20, 20, 3), 255, np.uint8))) > 0
+
+
+def test_scaled_decoding_is_tried_only_when_asked_and_judged_like_any_other(tmp_path):
+    colours.draw(tmp_path / "pictures", side=512)
+    mean_color_detector(tmp_path / "net.onnx")
+    plain = build_quickly.run(tmp_path, backends=("onnxruntime",))
+    assert not any(row.candidate.scaled_decode for row in plain.record.rows)
+    asked = build_quickly.run(
+        tmp_path, backends=("onnxruntime",), scaled_decode=True, overwrite=True
+    )
+    scaled = [row for row in asked.record.rows if row.candidate.scaled_decode and row.verdict]
+    assert scaled
+    assert asked.bundle.manifest.scaled_decode == (
+        asked.record.rows[asked.record.chosen].candidate.scaled_decode
+    )
+    assert {row.verdict.judged_by for row in scaled} == {"AP"}
+
+
+def test_the_latency_objective_chooses_by_single_pictures(folder):
+    built = build_quickly.run(folder, objective="latency")
+    chosen = built.record.rows[built.record.chosen]
+    assert chosen.candidate.plan.backend == "right_quick"
+    assert chosen.candidate.plan.streams == 1
+    assert chosen.speed.latency_p99_ms >= chosen.speed.latency_p50_ms > 0
+    assert "ms a picture" in built.record.verdict
+    limited = build_quickly.run(folder, latency_ms=1e-6, overwrite=True)
+    assert "does NOT keep the limit of 1e-06 ms" in limited.record.verdict
 
 
 def test_wrong_calls_are_refused_before_any_work(folder, tmp_path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 import saccade
+import saccade.backends
+from builder import build_quickly, colours
 from bundles import made
 from conftest import skip_or_fail
 from nets import mean_color_detector
+from saccade import registry
 from saccade.backends.tensorrt import BACKEND
 from saccade.builder.engines import build_engines
 from saccade.bundles import BundleExtras, write_bundle
@@ -42,6 +45,69 @@ def test_engines_in_a_bundle_say_that_nobody_ran_them(net, tmp_path):
     assert told["package"].startswith("tensorrt")
     with pytest.raises(InputError, match="shapes must be LEAST:BEST:MOST"):
         build_engines(read_model(net), ("sm86",), shapes="large")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    colours.draw(tmp_path / "pictures")
+    before = list(saccade.backends.__path__)
+    mean_color_detector(tmp_path / "net.onnx")
+    yield tmp_path
+    saccade.backends.__path__[:] = before
+    registry.names.cache_clear()
+
+
+def test_a_build_puts_engines_into_the_bundle_and_says_they_were_not_run(folder):
+    if not BACKEND.can_build().ok:
+        skip_or_fail("tensorrt_rtx", BACKEND.can_build().reason)
+    told: list[str] = []
+    built = build_quickly.run(folder, told.append, targets=("sm86", "sm89+sm120"), budget_s=10.0)
+    manifest = built.bundle.manifest
+    assert sorted(manifest.engines) == ["sm86", "sm89+sm120"]
+    assert "engine for sm86: built, not run by the gate" in told
+    batch = built.record.rows[built.record.chosen].candidate.plan.batch
+    (shapes,) = manifest.engines["sm86"]["shapes"]
+    assert shapes == f"1x3x32x32:{batch}x3x32x32:4x3x32x32"
+    assert not any(engine["is_verified"] for engine in manifest.engines.values())
+    assert all(manifest.created["engines"].values()), "what the builder said is kept"
+    assert any("NOT run" in note and "--backends tensorrt" in note for note in built.record.notes)
+    assert built.record.engines == {"sm86": "", "sm89+sm120": ""}
+    with saccade.load(folder / "out") as detector:  # they do not touch what is loaded
+        assert detector.backend != "tensorrt"
+    given = build_quickly.run(
+        folder, targets=("sm89",), shapes="1x3x32x32:2x3x32x32:8x3x32x32", overwrite=True
+    )
+    assert given.bundle.manifest.engines["sm89"]["shapes"] == ["1x3x32x32:2x3x32x32:8x3x32x32"]
+
+
+def test_an_engine_that_is_refused_loses_neither_the_bundle_nor_the_others(folder):
+    if not BACKEND.can_build().ok:
+        skip_or_fail("tensorrt_rtx", BACKEND.can_build().reason)
+    # A range over channels that the graph does not have: only the library sees it.
+    built = build_quickly.run(
+        folder, targets=("sm86",), shapes="1x4x32x32:1x4x32x32:4x4x32x32", budget_s=10.0
+    )
+    assert built.bundle.manifest.engines == {}
+    assert "shapes must keep what the graph fixes" in built.record.engines["sm86"]
+    assert any("there is no TensorRT engine for sm86" in note for note in built.record.notes)
+
+
+def test_wrong_targets_and_shapes_are_told_before_the_work(folder):
+    with pytest.raises(InputError, match="--shapes must come with --targets"):
+        build_quickly.run(folder, shapes="1x3x32x32")
+    if not BACKEND.can_build().ok:
+        with pytest.raises(BackendUnavailable, match="pip install"):
+            build_quickly.run(folder, targets=("sm89",))
+        return
+    with pytest.raises(InputError, match=r"--targets must be among .*sm89.*; got sm999"):
+        build_quickly.run(folder, targets=("sm89", "sm999"))
+    with pytest.raises(InputError, match="--targets must be among"):
+        build_quickly.run(folder, targets=("current",))
+    with pytest.raises(InputError, match="shapes must be LEAST:BEST:MOST"):
+        build_quickly.run(folder, targets=("sm89",), shapes="big")
+    with pytest.raises(InputError, match="must have the size that is judged, 32x32"):
+        build_quickly.run(folder, targets=("sm89",), shapes="1x3x64x64:1x3x64x64:1x3x64x64")
+    assert not (folder / "out.build").exists()
 
 
 def test_without_the_package_the_fix_is_named(net):

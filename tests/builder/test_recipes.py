@@ -153,7 +153,12 @@ def test_activations_beyond_fp16_stay_in_fp32(
 
 def test_candidates(model: Model) -> None:
     recipes = candidate_recipes(model, contract())
-    assert recipes == (Recipe(), Recipe("fp16"), *(Recipe("int8", name) for name in CALIBRATORS))
+    assert recipes == (
+        Recipe(),
+        Recipe("fp16"),
+        *(Recipe("int8", name) for name in CALIBRATORS),
+        Recipe("int8", CALIBRATORS[0], everything=True),
+    )
     assert why_not(model) == {}
 
 

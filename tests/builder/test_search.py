@@ -24,8 +24,10 @@ from saccade.builder.fleet import Fleet
 from saccade.builder.process import Limits
 from saccade.builder.records import Candidate, GateLimits, Recipe
 from saccade.builder.rounds import paired_ratios, ranking, survivors
-from saccade.builder.search import Search, Settings, Subject
+from saccade.builder.search import find_fastest
 from saccade.builder.state import open_state
+from saccade.builder.task import Settings, Subject
+from saccade.builder.trials import Trials
 from saccade.builder.wording import sentence
 from saccade.errors import InputError
 from saccade.evaluation.annotations import read_annotations
@@ -189,7 +191,8 @@ class Task:
                 **settings,
             )
             budget = Budget(budget_s, state.spent_s)
-            return Search(self.subject, made, state, fleet, budget, self.lines.append).run()
+            say = self.lines.append
+            return find_fastest(Trials(self.subject, made, state, fleet, budget, say))
 
 
 def by_backend(outcome, name):

@@ -260,12 +260,20 @@ def test_a_manifest_that_is_none_is_refused(write, tmp_path):
 
 
 def test_engines_are_kept_by_target(write):
-    engine = EngineFile(b"engine", "onnxruntime", "made up 1.7", facts={"seconds": 0.5})
+    engine = EngineFile(b"engine", "onnxruntime", "made up 1.7", True, facts={"shapes": []})
     bundle = write(extras=BundleExtras(engines={"sm89": engine}))
     assert bundle.engine_paths["sm89"].read_bytes() == b"engine"
     assert dict(bundle.plan.options)["engines"] == str(bundle.path / "engines")
     assert bundle.manifest.engines["sm89"]["package"] == "made up 1.7"
+    assert bundle.manifest.engines["sm89"]["is_verified"] is True
+
+
+def test_engines_that_the_gate_did_not_run_are_not_taken(write):
+    engine = EngineFile(b"engine", "onnxruntime", "made up 1.7", messages=["INFO: took 3 s"])
+    bundle = write(extras=BundleExtras(engines={"sm89": engine}))
+    assert bundle.plan == PLAN
     assert bundle.manifest.engines["sm89"]["is_verified"] is False
+    assert bundle.manifest.created["engines"] == {"sm89": ["INFO: took 3 s"]}
 
 
 def test_engines_of_another_back_end_do_not_touch_the_plan(write):

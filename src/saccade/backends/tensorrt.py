@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saccade.backends._shape_ranges import ShapeRange
+from saccade.backends._shape_ranges import ShapeRange, derive_shapes, parse_shapes
 from saccade.backends._shapes import default_batch
 from saccade.backends._tensorrt_build import (
     PRECISIONS,
@@ -28,11 +28,14 @@ from saccade.backends._tensorrt_library import (
     imported,
     installed_names,
     library_of,
+    targets_of,
     version_of,
 )
 from saccade.backends._tensorrt_run import Loaded, TrtDeviceEngine, TrtEngine
 from saccade.errors import BackendUnavailable, SaccadeError
 from saccade.types import Availability, DeviceEngine, Engine, Model, Plan, Precision
+
+__all__ = ["BACKEND", "ShapeRange", "TensorRtBackend", "derive_shapes", "parse_shapes"]
 
 
 class TensorRtBackend:
@@ -60,6 +63,14 @@ class TensorRtBackend:
             return Availability(True, version_of(library_of(Plan(self.name))))
         except SaccadeError as exc:
             return Availability(False, str(exc))
+
+    def targets(self) -> tuple[str, ...]:
+        """Cards that engines can be built for without having them, e.g. ("sm75", "sm80").
+
+        Raises:
+            BackendUnavailable: The package is missing.
+        """
+        return targets_of(library_of(Plan(self.name)))
 
     def supports(self, model: Model) -> Availability:
         probed = self.probe()

@@ -4,45 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from saccade.builder import answers as answers_file
 from saccade.builder.budget import Budget
 from saccade.builder.calibration import Calibration, CalibrationSettings, cached
-from saccade.builder.candidates import Space, available_backends, key_of
+from saccade.builder.candidates import Space, available_backends
+from saccade.builder.differing import differences
+from saccade.builder.engines import Engines, check_asked, shapes_for, try_engines
+from saccade.builder.files import Files
 from saccade.builder.fleet import Fleet
 from saccade.builder.gate import parse_max_drop
 from saccade.builder.islands import blocks_of
 from saccade.builder.pictures import Pictures, calibration_pictures, gate_pictures, refuse_shared
 from saccade.builder.process import COMMAND, Limits
-from saccade.builder.recipes import calibration_tensors, candidate_recipes, make_model, why_not
+from saccade.builder.recipes import calibration_tensors, candidate_recipes, why_not
 from saccade.builder.records import BuildRecord, Candidate, GateLimits, Recipe
-from saccade.builder.report import Difference, write_report
-from saccade.builder.report_pictures import is_matched
-from saccade.builder.search import Outcome, Search, Settings, Subject
+from saccade.builder.report import write_report
+from saccade.builder.search import find_fastest
 from saccade.builder.state import State, digest_of_files, open_state
-from saccade.builder.wording import notes, sentence
+from saccade.builder.task import Outcome, Settings, Subject
+from saccade.builder.trials import Trials
+from saccade.builder.wording import engine_notes, notes, sentence
 from saccade.builder.worker import items_of
 from saccade.bundles import Bundle, BundleExtras, write_bundle
 from saccade.errors import InputError
+from saccade.graph.reading import read_model
 from saccade.profiler.machine import machine, num_cores
-from saccade.types import Contract, Detections, Model
-from saccade.vision.decode import Decoder
+from saccade.types import Contract, Model
 
 __all__ = ["BuildOptions", "Built", "build"]
 
 _MIN_MEMORY_BYTES = 2 << 30
 _BYTES_PER_PROCESS = 384 << 20
 _MAX_ALIVE = 32
-_NUM_DIFFERENCES = 8
+# What may be another in a resumed build: findings hold all the same.
+_FREE = (
+    "resume",
+    "overwrite",
+    "budget_s",
+    "patience_s",
+    "memory_bytes",
+    "command",
+    "targets",
+    "shapes",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +75,10 @@ class BuildOptions:
         backends: Names; all that work here if empty.
         batches: Pictures per inference to try.
         scaled_decode: Whether scaled decoding may be tried.
+        targets: Cards to build TensorRT engines for, of the chosen network; they go into the
+            bundle unrun.
+        shapes: LEAST:BEST:MOST of the picture input for these engines, several with commas; "" is
+            a range over the batches tried.
         resume: Go on with an interrupted build.
         overwrite: Replace a bundle that is there.
         round_s: Seconds of one candidate's turn in a round.
@@ -84,6 +100,8 @@ class BuildOptions:
     backends: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1, 4, 8)
     scaled_decode: bool = False
+    targets: tuple[str, ...] = ()
+    shapes: str = ""
     resume: bool = False
     overwrite: bool = False
     round_s: float = 1.0
@@ -114,33 +132,6 @@ class Built:
     record: BuildRecord
 
 
-@dataclass(slots=True)
-class _Files:
-    """Makes networks by recipe, each once, calibrating when the first INT8 one is asked for."""
-
-    model: Model
-    contract: Contract
-    folder: Path
-    calibration: Callable[[], Calibration | None]
-    made: dict[Recipe, Path] = field(default_factory=dict)
-
-    def make(self, recipe: Recipe) -> Path:
-        if recipe == Recipe():
-            return self.model.path
-        name = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()[:16]
-        place = self.folder / name
-        if recipe not in self.made:
-            if not place.exists():
-                aside = self.folder / f"{name}.partial"
-                shutil.rmtree(aside, ignore_errors=True)
-                path = make_model(self.model, self.contract, recipe, aside, self.calibration())
-                os.replace(aside, place)
-                self.made[recipe] = place / path.name
-            else:
-                self.made[recipe] = next(place.glob("*.onnx"))
-        return self.made[recipe]
-
-
 def build(
     model: Model,
     contract: Contract,
@@ -168,6 +159,7 @@ def build(
     _check_output(output, options)
     pictures = gate_pictures(options.data, options.images)
     limits = _limits(options, pictures, contract)
+    check_asked(contract, options.targets, options.shapes)
     for_calibration = calibration_pictures(options.calibration_data, options.calibration_images)
     refuse_shared(pictures.paths, for_calibration)
     usable, absent = available_backends(options.backends)
@@ -177,7 +169,7 @@ def build(
     state = open_state(aside, identity, resume=options.resume)
     budget = Budget(options.budget_s, state.spent_s)
     calibration = _calibrate(model, contract, for_calibration, options, aside, recipes, budget)
-    files = _Files(model, contract, aside / "files", lambda: calibration)
+    files = Files(model, contract, aside / "files", calibration)
     files.folder.mkdir(exist_ok=True)
     subject = Subject(
         model=model,
@@ -199,9 +191,10 @@ def build(
         only=options.only,
     )
     with _fleet(aside, contract, pictures, options) as fleet:
-        outcome = Search(subject, settings, state, fleet, budget, say).run()
-    record = _record(model, subject, options, outcome, budget, (*absent, *left_out))
-    bundle = _write(output, files, record, state, pictures, calibration, options)
+        outcome = find_fastest(Trials(subject, settings, state, fleet, budget, say))
+    engines = _engines(files, options, outcome, budget, say)
+    record = _record(model, subject, options, outcome, budget, (*absent, *left_out), engines)
+    bundle = _write(output, files, record, state, pictures, options, engines)
     shutil.rmtree(aside)
     return Built(bundle, record)
 
@@ -269,7 +262,7 @@ def _calibrate(
             model,
             contract,
             items_of(paths),
-            tensors=calibration_tensors(model),
+            tensors=calibration_tensors(model, everything=any(r.everything for r in recipes)),
             settings=settings,
         )
 
@@ -280,7 +273,7 @@ def _identity(
     """What must be the same for an earlier run's findings to hold."""
     here = machine()
     own = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    for name in ("resume", "overwrite", "budget_s", "patience_s", "memory_bytes", "command"):
+    for name in _FREE:
         del own[name]
     return {
         "model": model.digest,
@@ -307,6 +300,29 @@ def _fleet(aside: Path, contract: Contract, pictures: Pictures, options: BuildOp
     )
 
 
+def _engines(
+    files: Files,
+    options: BuildOptions,
+    outcome: Outcome,
+    budget: Budget,
+    say: Callable[[str], None],
+) -> Engines:
+    """The engines that were asked for, of the network that was chosen."""
+    if not options.targets:
+        return Engines()
+    chosen = outcome.rows[outcome.chosen].candidate
+    network = read_model(files.make(chosen.recipe))
+    batch = chosen.plan.batch
+    with budget.book("building engines"):
+        shapes = options.shapes or shapes_for(
+            network, files.contract, batch=batch, batches=options.batches
+        )
+        made = try_engines(network, options.targets, batch=batch, shapes=shapes)
+    for target in options.targets:
+        say(f"engine for {target}: {made.refused.get(target, 'built, not run by the gate')}")
+    return made
+
+
 def _record(
     model: Model,
     subject: Subject,
@@ -314,6 +330,7 @@ def _record(
     outcome: Outcome,
     budget: Budget,
     left_out: tuple[str, ...],
+    engines: Engines,
 ) -> BuildRecord:
     spent_s = budget.by_activity()
     return BuildRecord(
@@ -326,30 +343,34 @@ def _record(
         reference=outcome.reference,
         chosen=outcome.chosen,
         verdict=sentence(outcome, options.objective, options.latency_ms),
-        notes=(*notes(outcome, options.objective, spent_s), *left_out),
+        notes=(*notes(outcome, options.objective, spent_s), *left_out, *engine_notes(engines)),
         machine=dataclasses.asdict(machine()),
         seconds=sum(spent_s.values()),
+        islands=outcome.islands,
+        engines={target: engines.refused.get(target, "") for target in options.targets},
     )
 
 
 def _write(
     output: Path,
-    files: _Files,
+    files: Files,
     record: BuildRecord,
     state: State,
     pictures: Pictures,
-    calibration: Calibration | None,
     options: BuildOptions,
+    engines: Engines,
 ) -> Bundle:
     chosen = record.rows[record.chosen].candidate
     contract = files.contract
-    differing = _differences(record, state, pictures, contract)
+    calibration = files.calibration
+    differing = differences(record, state, pictures, contract)
     page, data = write_report(record, state.folder, differing, labels=contract.labels)
     is_int8 = chosen.recipe.precision == "int8" and calibration is not None
     extras = BundleExtras(
         source_metadata=files.model.metadata,
         calibration=_told(calibration) if is_int8 else None,
         settings={"model": str(files.model.path), **_settings(options)},
+        engines=engines.files,
         files={page.name: page, data.name: data},
     )
     return write_bundle(
@@ -372,38 +393,3 @@ def _settings(options: BuildOptions) -> dict[str, Any]:
     for name in ("resume", "overwrite", "command", "only"):
         del own[name]
     return {k: str(v) if isinstance(v, Path) else v for k, v in own.items() if v is not None}
-
-
-def _differences(
-    record: BuildRecord, state: State, pictures: Pictures, contract: Contract
-) -> list[Difference]:
-    """Pictures on which the chosen deployment and FP32 differ most."""
-    was, now = (
-        _answers(state, record.rows[i].candidate) for i in (record.reference, record.chosen)
-    )
-    if record.reference == record.chosen or was is None or now is None:
-        return []
-    scored = []
-    for index, (one, two) in enumerate(zip(was, now, strict=True)):
-        if one is not None and two is not None:
-            a, b = _shown(one, contract), _shown(two, contract)
-            unlike = int((~is_matched(a, b)).sum() + (~is_matched(b, a)).sum())
-            if unlike:
-                scored.append((unlike, -index, a, b))
-    scored.sort(key=lambda entry: entry[:2], reverse=True)
-    decoder = Decoder("rgb")
-    return [
-        Difference(path.name, decoder.read(path).copy(), chosen=b, reference=a)
-        for _, index, a, b in scored[:_NUM_DIFFERENCES]
-        for path in (pictures.paths[-index],)
-    ]
-
-
-def _answers(state: State, candidate: Candidate) -> tuple[Detections | None, ...] | None:
-    path = state.folder / f"{key_of(candidate)}.npz"
-    return answers_file.read(path).passes[-1].detections if path.exists() else None
-
-
-def _shown(found: Detections, contract: Contract) -> Detections:
-    keep = found.scores > contract.detect.score
-    return Detections(found.boxes_xyxy[keep], found.scores[keep], found.classes[keep])

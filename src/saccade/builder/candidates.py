@@ -26,6 +26,8 @@ __all__ = [
 
 # No network behind it: it would always win.
 _NOT_DEPLOYABLE = ("null",)
+# Where a back end's plans run, if not on the processor.
+_DEVICES = {"tensorrt": "cuda:0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def families(
     made = [
         Candidate(
             recipe,
-            Plan(name, precision, batch=batch, streams=streams, threads=threads),
+            Plan(name, precision, batch, streams, threads, _DEVICES.get(name, "cpu")),
             workers,
             scaled_decode=scaled,
         )

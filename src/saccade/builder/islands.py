@@ -12,7 +12,7 @@ from saccade.graph.passes.loading import load_tidy
 from saccade.graph.passes.quantize import quantizable_nodes
 from saccade.types import Model
 
-__all__ = ["Contribution", "Islands", "blocks_of", "find_islands", "search_islands"]
+__all__ = ["Contribution", "Found", "blocks_of", "find_islands", "search_islands"]
 
 _MIN_BLOCKS, _MAX_BLOCKS, _DEPTHS = 6, 32, 6
 
@@ -32,7 +32,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
-class Islands:
+class Found:
     """The outcome of a search.
 
     Attributes:
@@ -73,7 +73,7 @@ def search_islands(
     target_drop: float,
     max_trials: int,
     reference: float | None = None,
-) -> Islands:
+) -> Found:
     """Find few blocks which, kept in FP32, hold the score within a limit of the reference.
 
     The drop is measured against the score with all blocks kept. First groups of blocks are
@@ -111,7 +111,7 @@ def search_islands(
         value = search.known.get(rest)
         drop = None if value is None else reference - value
         contributions.append(Contribution(tuple(sorted(blocks[index])), drop))
-    return Islands(
+    return Found(
         kept=_union(blocks, kept),
         contributions=tuple(contributions),
         reference=reference,

@@ -92,7 +92,15 @@ def candidate_recipes(model: Model, contract: Contract) -> tuple[Recipe, ...]:
         recipes.append(Recipe("fp16"))
     if "int8" not in refused:
         recipes += [Recipe("int8", calibrator) for calibrator in CALIBRATORS]
+        if _more_with_everything(model):
+            recipes.append(Recipe("int8", CALIBRATORS[0], everything=True))
     return tuple(recipes)
+
+
+def _more_with_everything(model: Model) -> bool:
+    """Whether the head or the first layer leave something that only the reckless quantise."""
+    proto = load_tidy(model)
+    return set(quantized_tensors(proto, everything=True)) != set(quantized_tensors(proto))
 
 
 def why_not(model: Model) -> dict[str, str]:

@@ -17,6 +17,8 @@ __all__ = [
     "Candidate",
     "GateLimits",
     "Interval",
+    "Islands",
+    "KeptBlock",
     "Reason",
     "Recipe",
     "Row",
@@ -198,6 +200,41 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptBlock:
+    """Nodes that stay in FP32 together.
+
+    Attributes:
+        nodes: Their names.
+        short: How far the worst figure falls beyond its limit, in AP units, if this block alone is
+            quantised as well; None if there was no time to measure it.
+    """
+
+    nodes: tuple[str, ...]
+    short: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Islands:
+    """What has to stay in FP32 so that an INT8 candidate passes.
+
+    Attributes:
+        without: Label of the candidate that quantises it all and was refused.
+        winner: Label of the one that keeps these blocks.
+        blocks: What is kept, in graph order.
+        num_blocks: Blocks that INT8 would touch.
+        num_trials: Sets of blocks that were judged.
+        is_minimal: Whether no single block can be released; False if time ran out before.
+    """
+
+    without: str
+    winner: str
+    blocks: tuple[KeptBlock, ...]
+    num_blocks: int
+    num_trials: int
+    is_minimal: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRecord:
     """A whole build.
 
@@ -214,6 +251,8 @@ class BuildRecord:
         notes: What was tried and did not pay, in sentences.
         machine: Where, as plain values.
         seconds: How long it took, over all runs of a resumed build.
+        islands: What was found to have to stay in FP32, one search each.
+        engines: By target of the engines asked for, why there is none; "" if there is one.
     """
 
     model: str
@@ -228,3 +267,5 @@ class BuildRecord:
     notes: tuple[str, ...]
     machine: Mapping[str, Any]
     seconds: float
+    islands: tuple[Islands, ...] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from saccade.builder.records import BuildRecord, Interval, Row, Verdict
+from saccade.builder.records import BuildRecord, Interval, Islands, Row, Verdict
 from saccade.builder.report import Difference, rate_of, score_key, score_of, why
 from saccade.builder.report_pictures import data_uris
 from saccade.builder.report_plot import plot, whisker
@@ -63,6 +63,7 @@ def _before_pictures(record: BuildRecord) -> Iterator[str]:
         told = "".join(f"<li>{text(note)}</li>" for note in record.notes)
         yield f"<h2>Tried</h2>\n<ul>{told}</ul>\n"
     yield _candidates(record)
+    yield "".join(_islands(record, islands) for islands in record.islands)
     if chosen.verdict is not None:
         yield _drops(record, chosen.verdict)
 
@@ -206,6 +207,45 @@ def _rates(row: Row) -> str:
     rounds = row.speed.pictures_per_s
     spread = f"{min(rounds):.1f} to {max(rounds):.1f}"
     return f"{rate:.1f}<br><span class='why'>{spread}</span>"
+
+
+def _islands(record: BuildRecord, islands: Islands) -> str:
+    """What stays in FP32, and what each block of it is worth."""
+    key = "AP" if score_key(record) == "AP" else "agreement"
+    rows = "".join(
+        f'<tr><td class="text label"><bdi>{text(_span(block.nodes))}</bdi></td>'
+        f'<td class="n" data-name="nodes"><span>{len(block.nodes)}</span></td>'
+        f'<td class="n" data-name="short by"><span>{_short(block.short)}</span></td></tr>\n'
+        for block in islands.blocks
+    )
+    least = (
+        "No single one of them can be released."
+        if islands.is_minimal
+        else "Time ran out before it was known whether fewer would do."
+    )
+    kept = f"{len(islands.blocks)} of {islands.num_blocks} blocks"
+    told = (
+        f"{text(islands.without)} was refused; with {kept} in FP32 it is within the limits. Found "
+        f"by bisection over the graph in {islands.num_trials} trials, each judged like any "
+        f"candidate. {least} Short by: how far {key} or another limited figure falls beyond its "
+        "limit if that block alone is quantised as well."
+    )
+    return (
+        "<h2>What stays in FP32</h2>\n"
+        f"<p class='soft'>{told}</p>\n<div class='card'><table class='stack'>"
+        "<thead><tr><th>block, in graph order</th><th class='n'>nodes</th>"
+        f"<th class='n'>short by</th></tr></thead><tbody>{rows}</tbody></table></div>\n"
+    )
+
+
+def _span(nodes: Sequence[str]) -> str:
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} \N{HORIZONTAL ELLIPSIS} {nodes[-1]}"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.4f}" if value > 0 else "nothing"
 
 
 def _drops(record: BuildRecord, verdict: Verdict) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from saccade.builder.candidates import key_of
-from saccade.builder.records import Candidate, Row
+from saccade.builder.records import Candidate, Islands, Row
 from saccade.errors import InputError, SinkError
 
 __all__ = ["State", "digest_of_files", "open_state"]
@@ -24,6 +24,7 @@ class _Saved(msgspec.Struct):
     rows: dict[str, Row]
     rounds: list[dict[str, float]]
     spent_s: dict[str, float]
+    islands: dict[str, Islands] = {}
     version: int = _VERSION
 
 
@@ -35,6 +36,7 @@ class State:
         rows: By `key_of`, in the order in which they came up.
         rounds: Interleaved rounds: what each candidate reached in it.
         spent_s: By activity, over all runs; brought up to date by whoever keeps the time.
+        islands: What has to stay in FP32, by the candidate that was refused without.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -42,6 +44,7 @@ class State:
         self.rows: dict[str, Row] = {}
         self.rounds: list[dict[str, float]] = []
         self.spent_s: dict[str, float] = {}
+        self.islands: dict[str, Islands] = {}
         self._identity = dict(identity)
 
     def row(self, candidate: Candidate) -> Row:
@@ -59,7 +62,7 @@ class State:
         Raises:
             SinkError: The file could not be written.
         """
-        saved = _Saved(self._identity, self.rows, self.rounds, self.spent_s)
+        saved = _Saved(self._identity, self.rows, self.rounds, self.spent_s, self.islands)
         aside = self.folder / (_NAME + ".partial")
         try:
             aside.write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
@@ -73,7 +76,7 @@ class State:
     def restore(self, saved: _Saved) -> None:
         """Take over what an earlier run found out."""
         self.rows, self.rounds = dict(saved.rows), list(saved.rounds)
-        self.spent_s = dict(saved.spent_s)
+        self.spent_s, self.islands = dict(saved.spent_s), dict(saved.islands)
 
 
 def open_state(folder: Path, identity: Mapping[str, str], *, resume: bool) -> State:

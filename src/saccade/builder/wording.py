@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from saccade.builder.engines import Engines
 from saccade.builder.records import Candidate, Row, Verdict
-from saccade.builder.search import Outcome
+from saccade.builder.task import Outcome
 
-__all__ = ["figure_of", "notes", "rate_of", "sentence"]
+__all__ = ["engine_notes", "figure_of", "notes", "rate_of", "sentence"]
 
 _KINDS: dict[str, Callable[[Candidate], bool]] = {
     "INT8": lambda c: c.recipe.precision == "int8",
@@ -122,3 +123,16 @@ def _num_rounds(row: Row) -> int:
 def _warnings(chosen: Row) -> Iterator[str]:
     if chosen.verdict is not None:
         yield from (warning.text for warning in chosen.verdict.warnings)
+
+
+def engine_notes(engines: Engines) -> Iterator[str]:
+    """What may be expected of engines that were built for other machines."""
+    if engines.files:
+        yield (
+            f"TensorRT engines for {', '.join(sorted(engines.files))} were built ahead of time "
+            "from the chosen network and were NOT run: no such card is here, so the gate has not "
+            "seen their answers. Loading the bundle never takes them; have them judged on a "
+            "machine with such a card: saccade build --from BUNDLE --backends tensorrt"
+        )
+    for target, why in engines.refused.items():
+        yield f"there is no TensorRT engine for {target}: {why}"

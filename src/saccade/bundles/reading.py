@@ -49,12 +49,16 @@ class Bundle:
 
     @property
     def plan(self) -> Plan:
-        """How the engine runs; with the folder of ready engines, if its back end has some."""
-        made = {engine.get("backend") for engine in self.manifest.engines.values()}
-        if self.manifest.plan.backend not in made:
+        """How the engine runs; with the folder of engines, if the gate ran one of its back end.
+
+        Engines that nobody ran are never taken: their answers are not known.
+        """
+        engines = self.manifest.engines.values()
+        ready = {engine.get("backend") for engine in engines if engine.get("is_verified") is True}
+        if self.manifest.plan.backend not in ready:
             return self.manifest.plan
-        engines = ("engines", str(self.path / ENGINES_FOLDER))
-        options = (*self.manifest.plan.options, engines)
+        option = ("engines", str(self.path / ENGINES_FOLDER))
+        options = (*self.manifest.plan.options, option)
         return dataclasses.replace(self.manifest.plan, options=tuple(sorted(options)))
 
     @property

@@ -79,7 +79,8 @@ class EngineFile:
         package: What built it and can load it, with its version.
         is_verified: Whether the gate ran it. Built ahead of time for a card that is not here, it
             cannot be.
-        facts: What else is worth knowing, as plain values: shapes, seconds, messages.
+        facts: What else is worth knowing, as plain values: shapes, warnings.
+        messages: All that was said while it was built, times included.
     """
 
     data: bytes
@@ -87,6 +88,7 @@ class EngineFile:
     package: str
     is_verified: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +256,7 @@ def _manifest(
         needs=needs_of(candidate.plan.backend, candidate.plan.device, here),
         settings=plain(extras.settings),
         machine=plain(here),
-        created=_created(record, row),
+        created=_created(record, row, extras),
     )
 
 
@@ -268,7 +270,7 @@ def _facts(target: str, engine: EngineFile) -> dict[str, Any]:
     }
 
 
-def _created(record: Build, row: Any) -> dict[str, Any]:
+def _created(record: Build, row: Any, extras: BundleExtras) -> dict[str, Any]:
     """All that two equal builds may differ in."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -279,6 +281,7 @@ def _created(record: Build, row: Any) -> dict[str, Any]:
         "notes": list(record.notes),
         "speed": plain(row.speed),
         "reference_speed": plain(record.rows[record.reference].speed),
+        "engines": {target: list(one.messages) for target, one in extras.engines.items()},
     }
 
 

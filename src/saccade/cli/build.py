@@ -10,6 +10,8 @@ from cyclopts import Parameter
 
 from saccade.cli._options import read_labels, read_size
 
+_BATCHES = "1,4,8"
+
 
 def build(
     model: Path | None = None,
@@ -26,8 +28,10 @@ def build(
     latency_ms: float | None = None,
     budget: str | None = None,
     backends: str = "",
-    batch: str = "1,4,8",
+    batch: str = _BATCHES,
     scaled_decode: Annotated[bool, Parameter(negative="")] = False,
+    targets: str = "",
+    shapes: str = "",
     preset: str | None = None,
     contract: Path | None = None,
     labels: Path | None = None,
@@ -42,6 +46,7 @@ def build(
 
     Candidates run on this machine, each in its own process; every one whose answers got worse than
     --max-drop allows is refused. Without --data they are judged by how far they agree with FP32.
+    Exit code 3 if the bundle is written but an engine that was asked for could not be built.
 
     Args:
         model: An ONNX file.
@@ -59,6 +64,11 @@ def build(
         backends: Runtimes to try, separated by commas; all that work here by default.
         batch: Pictures per inference to try, separated by commas.
         scaled_decode: Also try to decode large JPEGs at a fraction of their size.
+        targets: Cards to build TensorRT engines for, separated by commas, such as
+            sm86,sm89,sm120; "sm86+sm89" is one engine for both. They go into the bundle without
+            having been run.
+        shapes: LEAST:BEST:MOST of the picture input for these engines, such as
+            1x3x640x640:8x3x640x640:32x3x640x640, with commas between several.
         preset: Name of a preset that says how pictures go in and outputs are read.
         contract: TOML file that says so.
         labels: Text file with one class name per line.
@@ -85,9 +95,25 @@ def build(
     }
     known = {name: value for name, value in given.items() if value is not None}
     known |= {"resume": resume, "overwrite": overwrite}
+    if targets or shapes:
+        known |= {"targets": _names(targets), "shapes": shapes}
     if from_ is not None:
         from saccade.builder.again import from_bundle
 
+        fixed = {
+            "--min-calibration": min_calibration is not None,
+            "--max-drop": max_drop is not None,
+            "--objective": objective != "throughput",
+            "--latency-ms": latency_ms is not None,
+            "--backends": bool(backends),
+            "--batch": batch != _BATCHES,
+            "--scaled-decode": scaled_decode,
+            "--preset": preset is not None,
+            "--contract": contract is not None,
+            "--labels": labels is not None,
+            "--size": size is not None,
+        }
+        _refuse_fixed([name for name, is_given in fixed.items() if is_given])
         again = from_bundle(from_, model, known)
         model, contract, options = again.model, again.contract, again.options
     else:
@@ -97,7 +123,7 @@ def build(
             max_drop=max_drop,
             objective=objective,
             latency_ms=latency_ms,
-            backends=tuple(name.strip() for name in backends.split(",") if name.strip()),
+            backends=_names(backends),
             batches=_numbers(batch),
             scaled_decode=scaled_decode,
         )
@@ -117,7 +143,21 @@ def build(
         _print_json(built)
     else:
         _print(built)
-    return 0
+    return 3 if any(built.record.engines.values()) else 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _refuse_fixed(given: list[str]) -> None:
+    from saccade.errors import InputError
+
+    if given:
+        raise InputError(
+            f"{', '.join(given)} must be left out with --from, which builds as the bundle was "
+            "built; leave out --from to decide anew"
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
