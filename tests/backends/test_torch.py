@@ -414,11 +414,34 @@ def test_height_and_width_may_be_free(torch, tmp_path, rng):
         np.testing.assert_allclose(slot.run(2)["y"], want, rtol=1e-5)
 
 
-def test_arrays_are_for_the_cpu_in_fp32_alone(torch, tmp_path):
+def test_the_cpu_computes_in_fp32_alone(torch, tmp_path):
     model = read_model(mean_color_detector(tmp_path / "net.onnx"))
-    for plan in (Plan("torch", "fp16"), Plan("torch", device="cuda:0")):
-        with pytest.raises(BuildError, match="device pointers"):
-            backends.get("torch").load(model, plan)
+    with pytest.raises(BuildError, match=r"precision 'fp16'.*cuda:N"):
+        backends.get("torch").load(model, Plan("torch", "fp16"))
+
+
+def test_a_gpu_is_not_replaced_by_the_cpu(torch, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a CUDA device")
+    model = read_model(mean_color_detector(tmp_path / "net.onnx"))
+    with pytest.raises(BackendUnavailable, match=r"driver|CUDA"):
+        backends.get("torch").load(model, Plan("torch", device="cuda:0"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_arrays_go_to_a_gpu_and_back(cuda, tmp_path, rng, precision):
+    model = read_model(mean_color_detector(tmp_path / "net.onnx"))
+    engine = backends.get("torch").load(model, Plan("torch", precision, 3, device="cuda:0"))
+    slots = [engine.open_slot(SIZE_HW) for _ in range(2)]
+    for slot in slots:
+        slot.inputs["images"][:] = rng.random((3, 3, *SIZE_HW), np.float32)
+    for slot in slots:
+        for num in (3, 1):
+            scores = slot.run(num)["output0"][:, 4, 0]
+            means = slot.inputs["images"][:num].mean(axis=(2, 3))[:, 0]
+            np.testing.assert_allclose(scores, score_of(means), atol=5e-3)
+    engine.close()
+    engine.close()
 
 
 def test_device_options_and_devices_are_checked(torch, tmp_path):

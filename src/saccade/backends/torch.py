@@ -64,16 +64,21 @@ class TorchBackend:
 
     def load(self, model: Model, plan: Plan) -> Engine:
         _require(self.probe())
+        if plan.device != "cpu":
+            from saccade.backends._host_fed import HostFedEngine
+
+            device_options(plan)
+            check_batch(model, plan.batch)
+            return HostFedEngine(model, plan, self.load_device)
         if plan.options:
             raise InputError(
                 "back end 'torch' takes no options on the CPU, got options "
                 f"{', '.join(name for name, _ in plan.options)}; leave them out"
             )
-        if plan.device != "cpu" or plan.precision != "fp32":
+        if plan.precision != "fp32":
             raise BuildError(
-                "back end 'torch' fed with arrays computes on device 'cpu' in precision fp32, got "
-                f"device {plan.device!r} and precision {plan.precision!r}; feed it with device "
-                "pointers for anything else"
+                "back end 'torch' computes in precision fp32 on device 'cpu', got precision "
+                f"{plan.precision!r}; choose a device 'cuda:N' for it"
             )
         check_batch(model, plan.batch)
         return TorchEngine(model, plan, _read(model))

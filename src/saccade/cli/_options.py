@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from saccade.pipeline.run import RunOptions
     from saccade.types import Thresholds
 
-__all__ = ["JobOptions", "ModelOptions", "ThresholdOptions", "read_labels", "read_size"]
+__all__ = [
+    "JobOptions",
+    "ModelOptions",
+    "ThresholdOptions",
+    "read_labels",
+    "read_pairs",
+    "read_size",
+]
 
 
 @Parameter(name="*", group="Model")
@@ -29,8 +36,13 @@ class ModelOptions:
         contract: TOML file that says so.
         labels: Text file with one class name per line.
         size: Input size as WIDTHxHEIGHT, where the model leaves it free.
-        backend: Runtime, default onnxruntime; `saccade doctor` lists them. A bundle has its own.
+        backend: Runtime, default onnxruntime, on a GPU torch; `saccade doctor` lists them. A
+            bundle has its own.
         precision: Arithmetic of the runtime, default fp32. A bundle has its own.
+        device: cpu (the default) or cuda:N.
+        devices: Several GPUs, separated by commas, such as 0,1: one process for each.
+        engine_options: Further options of the runtime, such as compile=inductor,input=plan.
+        gpu_memory: Refuse what needs more device memory than this, such as 4GiB.
     """
 
     preset: str | None = None
@@ -39,6 +51,10 @@ class ModelOptions:
     size: str | None = None
     backend: str | None = None
     precision: Literal["fp32", "fp16", "bf16"] | None = None
+    device: str | None = None
+    devices: str | None = None
+    engine_options: str | None = None
+    gpu_memory: str | None = None
 
     def contract_keys(self) -> dict[str, Any]:
         """What decides the contract, as keyword arguments."""
@@ -55,11 +71,32 @@ class ModelOptions:
 
         from saccade.pipeline.detector import load
 
-        keys = self.contract_keys()
-        detector = load(model, backend=self.backend, precision=self.precision, **keys)
+        several = self.device_names()
+        detector = load(
+            model,
+            backend=self.backend,
+            precision=self.precision,
+            device=several[0] if several else self.device,
+            engine_options=read_pairs(self.engine_options) if self.engine_options else None,
+            gpu_memory=self.gpu_memory,
+            **self.contract_keys(),
+        )
         for mismatch in detector.mismatches:
             print(f"saccade: note: {model} was tuned elsewhere: {mismatch}", file=sys.stderr)
         return detector
+
+    def device_names(self) -> tuple[str, ...]:
+        """The devices that share a job; empty if there is one."""
+        from saccade.pipeline.devices import device_name
+
+        if self.devices is None:
+            return ()
+        if self.device is not None:
+            raise InputError(
+                f"--device {self.device} names one device and --devices {self.devices} several; "
+                "give one of the two"
+            )
+        return tuple(device_name(part) for part in self.devices.split(","))
 
 
 @Parameter(name="*", group="Thresholds")
@@ -95,12 +132,15 @@ class JobOptions:
     """How a job runs.
 
     Attributes:
-        batch: Pictures per inference; default 1, or what the model fixes or the bundle says.
-        streams: Inferences at the same time; default one per core, or what the bundle says.
+        batch: Pictures per inference; default 1, on a GPU 32, or what the model fixes or the
+            bundle says.
+        streams: Inferences at the same time; default one per core, or what the bundle says. On a
+            GPU batches in flight, default 4.
         threads: Threads inside one inference; default 1, or what the bundle says.
         workers: Threads that decode, prepare and suppress; default one per core, or what the
             bundle says.
-        serial: One stage of one picture after the other: the reference, not the fast way.
+        serial: One stage of one picture after the other: the reference, not the fast way. On a
+            GPU the network alone then runs there.
         strict: Stop at the first picture that cannot be used.
         max_pixels: Refuse larger pictures before they are decoded.
         scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. Faster,
@@ -116,8 +156,8 @@ class JobOptions:
     max_pixels: int | None = None
     scaled_decode: bool | None = None
 
-    def options(self) -> RunOptions:
-        """The same as RunOptions."""
+    def options(self, how: ModelOptions | None = None) -> RunOptions:
+        """The same as RunOptions, with the devices of the model's options."""
         from saccade.pipeline.run import RunOptions
         from saccade.vision.decode import DEFAULT_MAX_PIXELS
 
@@ -130,6 +170,7 @@ class JobOptions:
             is_strict=self.strict,
             max_pixels=DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels,
             scaled_decode=self.scaled_decode,
+            devices=how.device_names() if how else (),
         )
 
 
@@ -143,6 +184,21 @@ def read_size(text: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"--size must be WIDTHxHEIGHT such as 640x480, got {text!r}")
     return int(match[2]), int(match[1])
+
+
+def read_pairs(text: str) -> dict[str, str]:
+    """Names and values from "a=1,b=2".
+
+    Raises:
+        InputError: A part is not NAME=VALUE.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    for name, sign, value in pairs:
+        if not (name.strip() and sign and value.strip()):
+            raise InputError(
+                f"--engine-options must be NAME=VALUE, with commas between several, got {text!r}"
+            )
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

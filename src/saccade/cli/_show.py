@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["human_bytes", "human_count", "print_json", "print_table", "progress"]
+__all__ = ["human_bytes", "human_count", "print_device", "print_json", "print_table", "progress"]
 
 _FILE_WIDTH = 1000
 
@@ -44,6 +44,27 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     # Cells are wrapped for people only: a command to copy must stay in one piece in a file.
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     Console(highlight=False, width=width).print(table)
+
+
+def print_device(report: Any) -> None:
+    """Print a DeviceReport: what the GPU did, allocations, and memory beside its prediction."""
+    per_s = report.num_pictures / report.wall_s if report.wall_s else 0.0
+    decoded = sum(report.decoded_on_cpu.values())
+    print(
+        f"{report.device}: {report.num_pictures} pictures in {report.num_batches} batches, "
+        f"{per_s:.0f} pictures/s, busy {report.gpu_busy:.0%}; decoded on the GPU "
+        f"{report.decoded_on_gpu}, on the CPU {decoded}; allocations {report.allocations_at_load} "
+        f"at load, {report.allocations_while_running} while running"
+    )
+    rows = [
+        (
+            part.name,
+            human_bytes(part.predicted_bytes),
+            "-" if part.measured_bytes is None else human_bytes(part.measured_bytes),
+        )
+        for part in report.memory
+    ]
+    print_table("", ("device memory", "predicted", "measured"), rows)
 
 
 @contextlib.contextmanager

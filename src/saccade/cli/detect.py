@@ -73,7 +73,7 @@ def detect(
             output,
             outputs=outputs,
             thresholds=keep.over(detector.contract.detect),
-            options=job.options(),
+            options=job.options(how),
             on_result=on_result,
         )
         _tell(report, detector, output, json=json, quiet=quiet)
@@ -83,7 +83,7 @@ def detect(
 def _tell(report: Any, detector: Any, output: Path, *, json: bool, quiet: bool) -> None:
     from dataclasses import asdict
 
-    from saccade.cli._show import print_json
+    from saccade.cli._show import print_device, print_json
 
     summary = report.summary
     rate_per_s = report.num_run / report.wall_s if report.wall_s else 0.0
@@ -104,6 +104,8 @@ def _tell(report: Any, detector: Any, output: Path, *, json: bool, quiet: bool) 
         print(f"{summary.num_resumed} pictures were done by an earlier run")
     for fallback in report.fallbacks:
         print(f"fallback: {fallback.what} is {fallback.got}, not {fallback.wanted}")
+    for one in report.devices:
+        print_device(one)
     for file in summary.files:
         print(f"  {file}")
     print(f"  {output / 'contract.toml'}")

@@ -55,7 +55,7 @@ def evaluate(
             data,
             images,
             thresholds=keep.over(detector.contract.evaluate),
-            options=job.options(),
+            options=job.options(how),
             per_picture=per_picture,
             on_result=lambda result: advance(0),
         )
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def _print(report: Any) -> None:
-    from saccade.cli._show import print_table
+    from saccade.cli._show import print_device, print_table
 
     metrics = report.metrics
     names = "AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large"
@@ -91,6 +91,8 @@ def _print(report: Any) -> None:
         print(f"note: {note}")
     for fallback in report.fallbacks:
         print(f"fallback: {fallback.what} is {fallback.got}, not {fallback.wanted}")
+    for one in report.devices:
+        print_device(one)
     for error in report.errors:
         print(f"saccade: {error}", file=sys.stderr)
 

@@ -20,6 +20,7 @@ from saccade.types import Fallback, Plan, Result, Thresholds
 
 if TYPE_CHECKING:
     from saccade.pipeline.detector import Detector
+    from saccade.pipeline.device_run import DeviceReport
 
 __all__ = ["EvalReport", "evaluate_detector"]
 
@@ -43,6 +44,7 @@ class EvalReport:
         wall_s: Seconds for all pictures.
         detections: Everything that was measured, in the form that COCO tools read as results;
             left out of `as_dict`.
+        devices: What was done on each GPU.
     """
 
     metrics: Metrics
@@ -55,6 +57,7 @@ class EvalReport:
     fallbacks: tuple[Fallback, ...]
     wall_s: float
     detections: tuple[ImageDetections, ...]
+    devices: tuple[DeviceReport, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, without the detections."""
@@ -105,7 +108,7 @@ def evaluate_detector(
     began_s = time.perf_counter()
     with Run(detector, source, thresholds, options or RunOptions()) as run:
         found, errors = _collect(run, annotations, matched, per_picture, on_result)
-        plan, fallbacks = run.plan, run.fallbacks
+        plan, fallbacks, devices = run.plan, run.fallbacks, run.reports
     wall_s = time.perf_counter() - began_s
     ids = [image.id for image in annotations.images]
     return EvalReport(
@@ -119,6 +122,7 @@ def evaluate_detector(
         fallbacks=fallbacks,
         wall_s=wall_s,
         detections=tuple(found),
+        devices=devices,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -15,6 +16,7 @@ from saccade.contracts.resolve import check_thresholds
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
+from saccade.pipeline.devices import check_device, device_name, parse_bytes
 from saccade.pipeline.run import RunOptions
 from saccade.pipeline.sources import SourceItem, expand
 from saccade.pipeline.stages import Lane, Stages, StageTimes
@@ -35,10 +37,12 @@ from saccade.vision.decode import DEFAULT_MAX_PIXELS
 if TYPE_CHECKING:
     import numpy as np
 
+    from saccade.pipeline.device import DeviceSession
+
 __all__ = ["Detector", "Timed", "load"]
 
 
-def load(
+def load(  # noqa: PLR0913  (a front door)
     model: str | Path,
     *,
     preset: str | None = None,
@@ -47,6 +51,9 @@ def load(
     precision: Precision | None = None,
     size_hw: tuple[int, int] | None = None,
     labels: Sequence[str] = (),
+    device: str | None = None,
+    engine_options: Mapping[str, str] | None = None,
+    gpu_memory: int | str | None = None,
 ) -> Detector:
     """Load a detector.
 
@@ -55,10 +62,14 @@ def load(
             the rest by itself.
         preset: Name of a preset that says how pictures go in and outputs are read.
         contract: Path of a TOML file that says so.
-        backend: The runtime, see `saccade doctor`; default "onnxruntime".
+        backend: The runtime, see `saccade doctor`; default "onnxruntime", on a GPU "torch".
         precision: Arithmetic of the runtime, default "fp32"; what it cannot do is an error.
         size_hw: Height and width of the input, if the graph leaves them free.
         labels: Class names, index 0 first, in place of those in the model.
+        device: "cpu" (the default) or "cuda:N". On a GPU everything from the JPEG on happens there.
+        engine_options: Further options of the runtime, e.g. {"compile": "inductor"}.
+        gpu_memory: Device memory that may be taken, in bytes or as "4GiB"; what needs more is
+            refused.
 
     Returns:
         The detector. Call it on a picture, or give it to `saccade.run`.
@@ -78,11 +89,25 @@ def load(
             "precision": precision,
             "size_hw": size_hw,
             "labels": tuple(labels) or None,
+            "device": device,
+            "engine_options": engine_options,
         }
-        return _load_bundle(Path(model), [name for name, v in given.items() if v is not None])
+        names = [name for name, v in given.items() if v is not None]
+        return _load_bundle(Path(model), names, _bytes(gpu_memory))
+    where = device_name(device or "cpu")
+    check_device(where)
     resolved, made = _resolve(model, preset, contract, size_hw, tuple(labels))
-    plan = Plan(backend or "onnxruntime", precision or "fp32")
-    return Detector(resolved, made, plan=plan)
+    plan = Plan(
+        backend or ("onnxruntime" if where == "cpu" else "torch"),
+        precision or "fp32",
+        device=where,
+        options=tuple(sorted((engine_options or {}).items())),
+    )
+    return Detector(resolved, made, plan=plan, gpu_memory=_bytes(gpu_memory))
+
+
+def _bytes(gpu_memory: int | str | None) -> int | None:
+    return parse_bytes(gpu_memory) if isinstance(gpu_memory, str) else gpu_memory
 
 
 def _resolve(
@@ -100,7 +125,7 @@ def _resolve(
     return dataclasses.replace(read, outputs=signature.outputs), made
 
 
-def _load_bundle(folder: Path, given: Sequence[str]) -> Detector:
+def _load_bundle(folder: Path, given: Sequence[str], gpu_memory: int | None) -> Detector:
     """Load what a bundle says, on a machine that its evidence holds for."""
     if given:
         raise InputError(
@@ -121,7 +146,15 @@ def _load_bundle(folder: Path, given: Sequence[str]) -> Detector:
         workers=manifest.workers,
         scaled_decode=manifest.scaled_decode,
     )
-    return Detector(model, contract, plan=bundle.plan, suggested=suggested, mismatches=mismatches)
+    check_device(bundle.plan.device)
+    return Detector(
+        model,
+        contract,
+        plan=bundle.plan,
+        suggested=suggested,
+        mismatches=mismatches,
+        gpu_memory=gpu_memory,
+    )
 
 
 def _check_fit(bundle: bundles.Bundle, mismatches: Sequence[bundles.Mismatch]) -> None:
@@ -164,6 +197,8 @@ class Detector:
         suggested: How a bundle was built to run, or None; `saccade.run` follows it where its own
             options leave something open.
         mismatches: Where a bundle's machine differs from this one without harm to the answers.
+        device: "cpu" or "cuda:N".
+        gpu_memory: Device memory that one job may take in bytes, or None.
     """
 
     def __init__(
@@ -174,6 +209,7 @@ class Detector:
         plan: Plan,
         suggested: RunOptions | None = None,
         mismatches: tuple[bundles.Mismatch, ...] = (),
+        gpu_memory: int | None = None,
     ) -> None:
         self.model = model
         self.contract = contract
@@ -181,6 +217,10 @@ class Detector:
         self.precision: Precision = plan.precision
         self.suggested = suggested
         self.mismatches = mismatches
+        self.device = plan.device
+        self.gpu_memory = gpu_memory
+        self._sessions: list[DeviceSession] = []
+        self._calling = threading.Lock()
         self._plan = plan
         self._runtime = backends.get(plan.backend)
         self._engines: dict[Plan, Engine] = {}
@@ -209,12 +249,82 @@ class Detector:
             EngineError: The engine failed.
         """
         thresholds = self.thresholds(score, iou, max_detections)
+        if self.is_on_gpu:
+            return self._call_on_gpu(picture, thresholds)
         return self.timed(picture, thresholds=thresholds).detections
+
+    @property
+    def engine_options(self) -> tuple[tuple[str, str], ...]:
+        """Further options of the runtime, by name."""
+        return self._plan.options
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether jobs and calls run on a GPU."""
+        return self.device != "cpu"
+
+    def _call_on_gpu(
+        self, picture: str | Path | bytes | np.ndarray, thresholds: Thresholds
+    ) -> Detections:
+        from saccade.pipeline.device import detect_one
+
+        item = self._single(picture)
+        # Calls take turns on one small session; a job has a session of its own.
+        with self._calling, self.session(self.plan()) as session:
+            return detect_one(session, item, thresholds)
+
+    @contextlib.contextmanager
+    def session(self, plan: Plan) -> Iterator[DeviceSession]:
+        """A loaded network on the plan's GPU, for one job; kept for the next one afterwards.
+
+        Raises:
+            BackendUnavailable, BuildError: As in DeviceSession.
+            EngineError: The detector is closed.
+        """
+        from saccade.pipeline.device import DeviceSession
+
+        session = self._idle_session(plan)
+        if session is None:
+            session = DeviceSession(self.model, self.contract, plan, limit_bytes=self.gpu_memory)
+        try:
+            yield session
+        finally:
+            with self._lock:
+                is_kept = not (self._is_closed or session.is_lost)
+                if is_kept:
+                    self._sessions.append(session)
+            if not is_kept:
+                session.close()
+
+    def _idle_session(self, plan: Plan) -> DeviceSession | None:
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("this detector is closed; load the model again")
+            for session in self._sessions:
+                if session.plan == plan:
+                    self._sessions.remove(session)
+                    return session
+        return None
+
+    def default_batch(self) -> int:
+        """Pictures per inference of a job where the caller says nothing: what the graph fixes,
+        else 1, or on a GPU what fills it."""
+        if not self.is_on_gpu or self._fixed_batch() is not None:
+            return self._fixed_batch() or 1
+        from saccade.pipeline.device import DEFAULT_BATCH
+
+        return DEFAULT_BATCH
+
+    def _fixed_batch(self) -> int | None:
+        fixed = [s.shape[0] for s in self.model.inputs if s.shape and isinstance(s.shape[0], int)]
+        return int(fixed[0]) if fixed else None
 
     def timed(
         self, picture: str | Path | bytes | np.ndarray, *, thresholds: Thresholds | None = None
     ) -> Timed:
         """Find objects in one picture, and say what each stage took.
+
+        On a GPU the network alone runs there for this, so that the stages can be told apart.
 
         Args:
             picture: A path, the bytes of an encoded picture, or (h, w, 3) uint8 RGB.
@@ -283,10 +393,9 @@ class Detector:
     def plan(self, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> Plan:
         """A plan with this detector's back end and precision. A graph that fixes the batch
         decides it."""
-        fixed = [s.shape[0] for s in self.model.inputs if s.shape and isinstance(s.shape[0], int)]
         return dataclasses.replace(
             self._plan,
-            batch=batch or (int(fixed[0]) if fixed else 1),
+            batch=batch or self._fixed_batch() or 1,
             streams=streams,
             threads=threads,
         )
@@ -317,8 +426,11 @@ class Detector:
         with self._lock:
             self._is_closed = True
             self._idle.clear()
+            sessions, self._sessions = self._sessions, []
             engines = list(self._engines.values())
             self._engines.clear()
+        for session in sessions:
+            session.close()
         for engine in engines:
             engine.close()
 
@@ -337,5 +449,6 @@ class Detector:
         height, width = self.contract.input.size_hw
         return (
             f"Detector({self.model.path.name}, {self.contract.head.family} head, "
-            f"{width}x{height}, {self.backend} {self.precision})"
+            f"{width}x{height}, {self.backend} {self.precision}"
+            f"{f' on {self.device}' if self.is_on_gpu else ''})"
         )

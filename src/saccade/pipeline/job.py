@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saccade.contracts import to_toml
 from saccade.errors import PictureError, SinkError
@@ -21,6 +21,9 @@ from saccade.pipeline.sources import SourceItem, expand
 from saccade.pipeline.stages import StageTimes
 from saccade.profiler.machine import num_cores
 from saccade.types import Fallback, Plan, Result, Thresholds
+
+if TYPE_CHECKING:
+    from saccade.pipeline.device_run import DeviceReport
 
 __all__ = ["JobReport", "OutputOptions", "detect_to_folder"]
 
@@ -55,6 +58,7 @@ class JobReport:
         times: Seconds per stage, summed over the pictures of this run.
         plan: How it ran.
         fallbacks: What ran otherwise than the plan says.
+        devices: What was done on each GPU.
     """
 
     summary: Summary
@@ -63,6 +67,7 @@ class JobReport:
     times: StageTimes
     plan: Plan
     fallbacks: tuple[Fallback, ...]
+    devices: tuple[DeviceReport, ...] = ()
 
 
 def detect_to_folder(
@@ -114,18 +119,25 @@ def detect_to_folder(
                 sink.send(result)
                 num_run += 1
                 on_result(result)
-            times, plan, fallbacks = run.times, run.plan, run.fallbacks
+            times, plan, fallbacks, devices = run.times, run.plan, run.fallbacks, run.reports
         _write_contract(folder, detector)
         summary = sink.finish()
     wall_s = time.perf_counter() - began_s
-    return JobReport(summary, wall_s, num_run, times, plan, fallbacks)
+    return JobReport(summary, wall_s, num_run, times, plan, fallbacks, devices)
 
 
 def _identity(detector: Detector, thresholds: Thresholds, options: RunOptions) -> dict[str, Any]:
     """All that decides the answers. How fast they come is not part of it."""
     contract = dataclasses.asdict(detector.contract)
     kept = {key: contract[key] for key in ("input", "head", "labels")}
+    where = options.devices or (detector.device,)
+    # Which card of several is no matter, but a GPU rounds otherwise than a CPU.
+    kinds = sorted({device.partition(":")[0] for device in where})
+    on_gpu: dict[str, Any] = {} if kinds == ["cpu"] else {"devices": "+".join(kinds)}
+    if detector.engine_options:
+        on_gpu["engine_options"] = dict(detector.engine_options)
     return {
+        **on_gpu,
         "model": detector.model.digest,
         "contract": kept,
         "thresholds": dataclasses.asdict(thresholds),

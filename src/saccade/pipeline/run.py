@@ -8,19 +8,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from saccade.errors import InputError, PictureError
 from saccade.pipeline.overlap import Overlapped
 from saccade.pipeline.sources import SourceItem, expand
 from saccade.pipeline.stages import Lane, Stages, StageTimes
 from saccade.profiler.machine import num_cores
-from saccade.types import Placement, Result, Slot, Thresholds
+from saccade.types import Fallback, Placement, Result, Slot, Thresholds
 from saccade.vision.decode import DEFAULT_MAX_PIXELS
 from saccade.vision.place import single_threaded_cv2
 
 if TYPE_CHECKING:
     from saccade.pipeline.detector import Detector
+    from saccade.pipeline.device_run import DeviceReport, DeviceRun
+    from saccade.pipeline.fleet import Fleet
 
 __all__ = ["Run", "RunOptions", "run"]
 
@@ -30,15 +32,20 @@ class RunOptions:
     """How a job is run. None means: as the bundle was built, else as this machine suggests.
 
     Attributes:
-        batch: Pictures per inference; default 1, or what the graph fixes.
-        streams: Inferences at the same time; default one per core.
+        batch: Pictures per inference; default 1, or what the graph fixes. On a GPU default 32.
+        streams: Inferences at the same time; default one per core. On a GPU batches in flight,
+            default 4.
         threads: Threads inside one inference; default 1.
-        workers: Threads that decode, prepare and suppress; default one per core.
-        is_overlapped: False runs one stage of one picture after the other: the reference.
+        workers: Threads that decode, prepare and suppress; default one per core. On a GPU they
+            read files and decode what the GPU cannot.
+        is_overlapped: False runs one stage of one picture after the other: the reference. On a
+            GPU the network alone then runs there, everything around it on the CPU.
         is_strict: True raises the first picture's error instead of reporting it in its place.
         max_pixels: Larger pictures are refused before they are decoded.
         scaled_decode: Decode JPEGs much larger than the input at a fraction of their size. This
             changes answers; default no.
+        devices: "cuda:0" and so on: one process for each, which share the job; the detector's own
+            device is not used then. "cpu" may be given as well, also more than once.
     """
 
     batch: int | None = None
@@ -49,6 +56,7 @@ class RunOptions:
     is_strict: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     scaled_decode: bool | None = None
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch", "streams", "threads", "workers", "max_pixels"):
@@ -104,7 +112,12 @@ def run(
 
 
 class Run:
-    """A job under way: an iterator over results, and what the stages took so far."""
+    """A job under way: an iterator over results, and what the stages took so far.
+
+    Attributes:
+        plan: How it runs; with several devices, on the first.
+        engine_fallbacks: What the engine runs otherwise than the plan says.
+    """
 
     def __init__(
         self,
@@ -113,8 +126,31 @@ class Run:
         thresholds: Thresholds,
         options: RunOptions,
     ) -> None:
-        cores = num_cores()
         options = options.settled(detector.suggested)
+        self._is_strict = options.is_strict
+        self._is_closed = False
+        self.engine_fallbacks: tuple[Fallback, ...] = ()
+        # What is entered here is left in close().
+        self._exit = contextlib.ExitStack()
+        try:
+            if options.devices:
+                self._results: _Results = self._on_devices(detector, source, thresholds, options)
+            elif detector.is_on_gpu and options.is_overlapped:
+                self._results = self._on_gpu(detector, source, thresholds, options)
+            else:
+                self._results = self._on_cpu(detector, source, thresholds, options)
+        except BaseException:
+            self._exit.close()
+            raise
+
+    def _on_cpu(
+        self,
+        detector: Detector,
+        source: Iterator[SourceItem],
+        thresholds: Thresholds,
+        options: RunOptions,
+    ) -> Overlapped | _Serial:
+        cores = num_cores()
         streams = (options.streams or cores) if options.is_overlapped else 1
         self.plan = detector.plan(
             batch=options.batch, streams=streams, threads=options.threads or 1
@@ -126,10 +162,7 @@ class Run:
             scaled_decode=bool(options.scaled_decode),
         )
         engine = detector.engine(self.plan)
-        self.fallbacks = engine.fallbacks
         size_hw = detector.contract.input.size_hw
-        self._is_strict = options.is_strict
-        self._is_closed = False
         if not options.is_overlapped:
             slots = [engine.open_slot(size_hw)]
         elif self.plan.batch == 1:
@@ -138,20 +171,56 @@ class Run:
             ]
         else:
             slots = [engine.open_slot(size_hw) for _ in range(streams + 1)]
-        # Nothing that can fail comes after this: what is entered here is left in close().
-        self._exit = contextlib.ExitStack()
+        self.engine_fallbacks = engine.fallbacks
         self._exit.enter_context(single_threaded_cv2())
-        if options.is_overlapped:
-            self._results: Overlapped | _Serial = Overlapped(
-                stages,
-                slots,
-                source,
-                batch=self.plan.batch,
-                streams=streams,
-                workers=options.workers or cores,
-            )
-        else:
-            self._results = _Serial(stages, slots[0], source, self.plan.batch)
+        if not options.is_overlapped:
+            return _Serial(stages, slots[0], source, self.plan.batch)
+        return Overlapped(
+            stages,
+            slots,
+            source,
+            batch=self.plan.batch,
+            streams=streams,
+            workers=options.workers or cores,
+        )
+
+    def _on_gpu(
+        self,
+        detector: Detector,
+        source: Iterator[SourceItem],
+        thresholds: Thresholds,
+        options: RunOptions,
+    ) -> DeviceRun:
+        from saccade.pipeline.device import start_run
+
+        run = start_run(detector, source, thresholds, options, self._exit)
+        self.plan, self.engine_fallbacks = run.plan, run.engine_fallbacks
+        return run
+
+    def _on_devices(
+        self,
+        detector: Detector,
+        source: Iterator[SourceItem],
+        thresholds: Thresholds,
+        options: RunOptions,
+    ) -> Fleet:
+        from saccade.pipeline.fleet import start_fleet
+
+        fleet = start_fleet(detector, source, thresholds, options)
+        self.plan = fleet.plan
+        return fleet
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """What ran otherwise than asked for, so far; complete once the run has ended."""
+        more = tuple(f for report in self.reports for f in report.fallbacks)
+        ours = self.engine_fallbacks or getattr(self._results, "fallbacks", ())
+        return (*ours, *more)
+
+    @property
+    def reports(self) -> tuple[DeviceReport, ...]:
+        """What was done on each GPU, so far; complete once the run has ended."""
+        return tuple(getattr(self._results, "reports", ()))
 
     @property
     def times(self) -> StageTimes:
@@ -193,6 +262,16 @@ class Run:
     def __del__(self) -> None:
         if hasattr(self, "_results"):
             self.close()
+
+
+class _Results(Protocol):
+    """What a runner is, as far as `Run` is concerned."""
+
+    times: StageTimes
+
+    def __next__(self) -> Result: ...
+
+    def close(self) -> None: ...
 
 
 class _Serial:

@@ -1,0 +1,183 @@
+"""Pictures on their way to a GPU: files are read, and what the GPU cannot decode is decoded here.
+
+Threads work ahead, a handful of pictures each, and pictures come out in their order. A JPEG that
+nvJPEG can do stays a JPEG; everything else becomes pixels, on the CPU, and is counted by kind: that
+is the one thing on a GPU job that the GPU does not do, and the job's report says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from saccade.cuda.nvjpeg import shape_for_gpu
+from saccade.cuda.path import Picture
+from saccade.errors import PictureError
+from saccade.pipeline.sources import SourceItem
+from saccade.types import Color
+from saccade.vision.decode import Decoder
+
+__all__ = ["DeviceFeed", "Fed"]
+
+# One task of a thread: enough to hide what handing it over costs.
+_CHUNK = 8
+
+
+class Fed(NamedTuple):
+    """A picture as the GPU takes it.
+
+    Attributes:
+        item: Where it comes from, without its content.
+        picture: A JPEG, pixels, or what is wrong with it.
+        num_bytes: Device memory that its pixels need, less than a row in excess; 0 for an error.
+    """
+
+    item: SourceItem
+    picture: Picture
+    num_bytes: int
+
+
+class DeviceFeed(Iterator[Fed]):
+    """Reads ahead of the GPU. Use it as a context manager.
+
+    Args:
+        source: Pictures in order.
+        color: The contract's channel order.
+        max_pixels: Larger pictures are refused.
+        workers: Threads.
+        decodes_on_gpu: False decodes everything here.
+
+    Attributes:
+        on_cpu: What was decoded on the CPU: kind to number of pictures.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[SourceItem],
+        color: Color,
+        *,
+        max_pixels: int,
+        workers: int,
+        decodes_on_gpu: bool = True,
+    ) -> None:
+        self.on_cpu: Counter[str] = Counter()
+        self._source = iter(source)
+        self._decodes_on_gpu = decodes_on_gpu and color != "gray"
+        # The kernel orders channels itself; gray is decoded as gray, as on the CPU.
+        self._color: Color = "gray" if color == "gray" else "rgb"
+        self._max_pixels = max_pixels
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="saccade-read")
+        self._ahead = 2 * workers + 2
+        self._tasks: deque[Future[list[Fed]]] = deque()
+        self._ready: deque[Fed] = deque()
+        self._failure: BaseException | None = None
+        self._is_over = False
+
+    def __next__(self) -> Fed:
+        while not self._ready:
+            self._start()
+            if not self._tasks:
+                if self._failure is not None:
+                    raise self._failure
+                raise StopIteration
+            self._ready.extend(self._tasks.popleft().result())
+        return self._ready.popleft()
+
+    def _start(self) -> None:
+        while len(self._tasks) < self._ahead and not self._is_over:
+            chunk: list[SourceItem] = []
+            try:
+                chunk.extend(islice(self._source, _CHUNK))
+            except BaseException as exc:  # raised after the pictures before it
+                self._failure, self._is_over = exc, True
+            self._is_over = self._is_over or len(chunk) < _CHUNK
+            if chunk:
+                self._tasks.append(self._pool.submit(self._load, chunk))
+
+    def _load(self, chunk: list[SourceItem]) -> list[Fed]:
+        return [self._fed(item) for item in chunk]
+
+    def _fed(self, item: SourceItem) -> Fed:
+        named = dataclasses.replace(item, value=None)
+        try:
+            picture = self._picture(item)
+        except PictureError as exc:
+            return Fed(named, exc, 0)
+        if isinstance(picture, bytes):
+            wh = shape_for_gpu(picture)
+            assert wh is not None  # else it had been decoded
+            return Fed(named, picture, 3 * wh[0] * wh[1])
+        return Fed(named, picture, picture.nbytes)
+
+    def _picture(self, item: SourceItem) -> bytes | np.ndarray:
+        if item.error is not None:
+            raise item.error
+        value = item.value
+        assert value is not None  # an item without a value has an error
+        if isinstance(value, np.ndarray):
+            return value
+        if self._decodes_on_gpu and (data := self._jpeg(value)) is not None:
+            return data
+        decoder = self._decoder()
+        pixels = decoder.read(value) if isinstance(value, Path) else decoder.decode(value)
+        self._count(value)
+        return pixels.copy()  # the decoder's buffers are used again
+
+    def _jpeg(self, value: Path | bytes) -> bytes | None:
+        """The file, if nvJPEG can do it."""
+        if isinstance(value, bytes):
+            data = value
+        else:
+            try:
+                data = value.read_bytes()
+            except (OSError, ValueError):
+                return None  # the decoder says what is wrong with it
+        wh = shape_for_gpu(data)
+        return data if wh is not None and wh[0] * wh[1] <= self._max_pixels else None
+
+    def _decoder(self) -> Decoder:
+        if not hasattr(self._own, "decoder"):
+            self._own.decoder = Decoder(self._color, max_pixels=self._max_pixels)
+        decoder: Decoder = self._own.decoder
+        return decoder
+
+    def _count(self, value: Path | bytes) -> None:
+        if isinstance(value, bytes):
+            head = value[:16]
+        else:
+            with value.open("rb") as file:
+                head = file.read(16)
+        kind = _kind(head)
+        with self._lock:
+            self.on_cpu[kind] += 1
+
+    def close(self) -> None:
+        """Stop the threads; pictures that were not fetched are dropped."""
+        self._is_over = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> DeviceFeed:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _kind(head: bytes) -> str:
+    if head[:3] == b"\xff\xd8\xff":
+        return "JPEG (progressive, CMYK, turned by EXIF, or gray for a gray network)"
+    names = ((b"\x89PNG", "PNG"), (b"RIFF", "WebP"), (b"BM", "BMP"), (b"GIF8", "GIF"))
+    for start, name in (*names, (b"II*\0", "TIFF"), (b"MM\0*", "TIFF")):
+        if head.startswith(start):
+            return name
+    return "other formats"
