@@ -233,7 +233,8 @@ class Apply:
         op: "add", "sub", "mul", "div", "pow", "min", "max", "mod"; "neg", "abs", "exp", "log",
             "sqrt", "rsqrt", "reciprocal", "floor", "ceil", "round", "sign", "sin", "cos", "erf";
             "less", "less_equal", "greater", "greater_equal", "equal", "and", "or", "not" (1 or
-            0); "where" (condition, if not 0, else); "act" with `activation`; "trunc" (towards 0).
+            0); whole numbers divide towards zero, and their "mod" has the divisor's sign; "where"
+            (condition, if not 0, else); "act" with `activation`; "trunc" (towards 0).
     """
 
     op: str

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from saccade.native.ops import Level, Step, reads, writes
-from saccade.native.tensors import SIZES, Buffer, View
+from saccade.native.tensors import Buffer, View
 
 __all__ = ["Draft", "Plan", "Spec", "readers_of", "with_views", "writers_of"]
 
@@ -43,7 +43,6 @@ class Plan:
         inputs: What is fed.
         outputs: What comes out.
         arena_bytes: Of all arena buffers together.
-        slack_bytes: After every buffer, may be read but holds nothing.
     """
 
     buffers: tuple[Buffer, ...]
@@ -192,6 +191,3 @@ def with_views(step: Step, change: Callable[[View], View]) -> Step:
             changed[field.name] = tuple(replace(item, x=change(item.x)) for item in value)
     return replace(step, **changed) if changed else step
 
-
-def element_bytes(dtype: str) -> int:
-    return SIZES[dtype]

@@ -9,67 +9,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from saccade.native import ops
-from saccade.native.plan import Draft
-from saccade.native.tensors import View
+from saccade.native.plan import Draft, Plan, Spec
+from saccade.native.tensors import SIZES, View, dense
 
-__all__ = ["evaluate", "interpret"]
+__all__ = ["Machine", "evaluate", "interpret"]
 
 Array = np.ndarray
 
 
 def interpret(
-    draft: Draft,
-    feeds: Mapping[str, Array],
-    *,
-    compute: type = np.float32,
-    keep: set[int] | None = None,
+    plan: Draft | Plan, feeds: Mapping[str, Array], *, compute: type = np.float32
 ) -> dict[str, Array]:
     """Run a plan.
 
     Args:
-        draft: The plan, placed or not.
+        plan: A draft, or a plan with places: then buffers share the bytes of one arena, as they
+            do on a device.
         feeds: Input name to array, of the graph's shape.
         compute: np.float32, or np.float64 for a reference without rounding of its own.
-        keep: Buffers to return as well, under their numbers as strings; for tests.
 
     Returns:
         Output name to array.
     """
-    machine = _Machine(draft, compute)
-    for name, view in draft.inputs.items():
-        machine.store(view, np.asarray(feeds[name]))
-    for step in draft.steps:
+    machine = Machine(plan, compute)
+    machine.feed(feeds)
+    for step in plan.steps:
         machine.run(step)
-    found = {name: machine.load(view, exact=True) for name, view in draft.outputs.items()}
-    for number in keep or ():
-        found[str(number)] = machine.memory[number]
-    return found
+    return machine.outputs()
 
 
-class _Machine:
-    """Buffers and the arithmetic on them."""
+class Machine:
+    """Buffers and the arithmetic on them; runs one step at a time."""
 
-    def __init__(self, draft: Draft, compute: type) -> None:
+    def __init__(self, plan: Draft | Plan, compute: type = np.float32) -> None:
         self.compute = compute
-        self.weights = draft.weights
-        self._draft = draft
+        self.weights = plan.weights
+        self._plan = plan
         self.memory: dict[int, Array] = {
-            number: array.copy() for number, array in draft.constants.items()
+            number: array.copy() for number, array in plan.constants.items()
         }
+        # All bits set: NaN in every float type, and absurd indices.
+        num_bytes = plan.arena_bytes if isinstance(plan, Plan) else 0
+        self._arena = np.full(num_bytes, 0xFF, np.uint8)
+
+    def feed(self, feeds: Mapping[str, Array]) -> None:
+        """Write the inputs."""
+        for name, view in _seen(self._plan.inputs).items():
+            self.store(view, np.asarray(feeds[name]))
+
+    def outputs(self) -> dict[str, Array]:
+        """Copies of the outputs."""
+        return {
+            name: self.load(view, exact=True) for name, view in _seen(self._plan.outputs).items()
+        }
+
+    def _memory(self, view: View) -> Array:
+        dtype = _numpy(view.dtype)
+        if isinstance(self._plan, Plan):
+            made = self._plan.buffers[view.buffer]
+            count = made.num_bytes // SIZES[view.dtype]
+            # bfloat16 is held in float32 here, which has no room in the arena.
+            if made.kind == "arena" and view.dtype != "bfloat16":
+                return self._arena[made.offset :][: made.num_bytes].view(dtype)
+        else:
+            count = self._plan.buffers[view.buffer].num_elements
+        memory = np.zeros(count, dtype)
+        if dtype.kind == "f":
+            memory[...] = np.nan
+        return memory
 
     def array(self, view: View) -> Array:
         """A view as NumPy sees it; writable."""
         if view.buffer not in self.memory:
-            made = self._draft.buffers[view.buffer]
-            memory = np.zeros(made.num_elements, _numpy(made.dtype))
-            if memory.dtype.kind == "f":
-                memory[...] = np.nan
-            self.memory[view.buffer] = memory
+            self.memory[view.buffer] = self._memory(view)
         memory = self.memory[view.buffer]
         strides = [stride * memory.itemsize for stride in view.strides]
         made_view = np.ndarray(
@@ -86,7 +103,7 @@ class _Machine:
     def store(self, view: View, array: Array) -> None:
         target = self.array(view)
         with np.errstate(over="ignore", invalid="ignore"):
-            if self._draft.buffers[view.buffer].dtype == "bfloat16":
+            if view.dtype == "bfloat16":
                 array = _as_bfloat16(array)
             target[...] = array
 
@@ -96,6 +113,12 @@ class _Machine:
     def run(self, step: ops.Step) -> None:
         with np.errstate(all="ignore"):
             _RULES[type(step)](self, step)
+
+
+def _seen(given: Mapping[str, View] | Sequence[Spec]) -> dict[str, View]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {spec.name: dense(spec.buffer, cast(Any, spec.dtype), spec.shape) for spec in given}
 
 
 def _numpy(dtype: str) -> np.dtype[Any]:
@@ -146,7 +169,7 @@ _ACTIVATIONS: dict[str, Callable[[Array, float, float], Array]] = {
 }
 
 
-def _conv(m: _Machine, step: ops.Conv) -> None:
+def _conv(m: Machine, step: ops.Conv) -> None:
     x = _doubled(m.load(step.x)) if step.is_upsampled else m.load(step.x)
     if step.second is not None:
         second = m.load(step.second)
@@ -216,13 +239,13 @@ def _convolved(x: Array, kernel: Array, step: ops.Conv) -> Array:
     return y.reshape(n, oh, ow, k)
 
 
-def _matmul(m: _Machine, step: ops.MatMul) -> None:
+def _matmul(m: Machine, step: ops.MatMul) -> None:
     y = np.matmul(m.load(step.a), m.load(step.b)) * m.compute(step.alpha)
     bias = m.weight(step.bias)
     m.store(step.y, evaluate(step.activation, y if bias is None else y + bias))
 
 
-def _pool(m: _Machine, step: ops.Pool) -> None:
+def _pool(m: Machine, step: ops.Pool) -> None:
     x = m.load(step.x)
     if step.kind == "max":
         y = None
@@ -243,7 +266,7 @@ def _pool(m: _Machine, step: ops.Pool) -> None:
     m.store(step.y, total / count)
 
 
-def _pool_chain(m: _Machine, step: ops.PoolChain) -> None:
+def _pool_chain(m: Machine, step: ops.PoolChain) -> None:
     half = step.size // 2
     x = step.x
     for y in step.ys:
@@ -265,7 +288,7 @@ def _places(step: ops.Resize, axis: int) -> Array:
     return (index + np.float32(0.5)) / scale - np.float32(0.5)
 
 
-def _resize(m: _Machine, step: ops.Resize) -> None:
+def _resize(m: Machine, step: ops.Resize) -> None:
     x = m.load(step.x)
     for axis in (0, 1):
         x = _resized(x, step, axis, _places(step, axis))
@@ -311,12 +334,14 @@ def _expression(expr: ops.Expr, operands: Sequence[Array], compute: type) -> Arr
     args = [_expression(arg, operands, compute) for arg in expr.args]
     if expr.op == "act":
         return evaluate(expr.activation, args[0])
-    if expr.op == "mod" and compute is np.int64:
+    if compute is np.int64 and expr.op == "mod":
         return np.mod(*args)
+    if compute is np.int64 and expr.op == "div":
+        return np.sign(args[0]) * np.sign(args[1]) * (np.abs(args[0]) // np.abs(args[1]))
     return np.asarray(_FUNCTIONS[expr.op](*args)).astype(compute, copy=False)
 
 
-def _pointwise(m: _Machine, step: ops.Pointwise) -> None:
+def _pointwise(m: Machine, step: ops.Pointwise) -> None:
     compute = np.int64 if step.compute == "int64" else m.compute
     operands = [m.load(view).astype(compute) for view in step.operands]
     found = [_expression(expr, operands, compute) for expr in step.exprs]
@@ -324,14 +349,14 @@ def _pointwise(m: _Machine, step: ops.Pointwise) -> None:
         m.store(view, np.broadcast_to(array, view.shape))
 
 
-def _softmax(m: _Machine, step: ops.Softmax) -> None:
+def _softmax(m: Machine, step: ops.Softmax) -> None:
     x = m.load(step.x)
     x = x - x.max(axis=step.axis, keepdims=True)
     total = np.exp(x).sum(axis=step.axis, keepdims=True)
     m.store(step.y, x - np.log(total) if step.is_log else np.exp(x) / total)
 
 
-def _norm(m: _Machine, step: ops.Norm) -> None:
+def _norm(m: Machine, step: ops.Norm) -> None:
     x = m.load(step.x)
     if step.residual is not None:
         x = x + m.load(step.residual)
@@ -343,7 +368,7 @@ def _norm(m: _Machine, step: ops.Norm) -> None:
     m.store(step.y, x if shift is None else x + shift)
 
 
-def _attention(m: _Machine, step: ops.Attention) -> None:
+def _attention(m: Machine, step: ops.Attention) -> None:
     scores = np.matmul(m.load(step.q), m.load(step.k).swapaxes(-1, -2)) * m.compute(step.scale)
     if step.mask is not None:
         scores = scores + m.load(step.mask)
@@ -351,7 +376,7 @@ def _attention(m: _Machine, step: ops.Attention) -> None:
     m.store(step.y, np.matmul(scores / scores.sum(axis=-1, keepdims=True), m.load(step.v)))
 
 
-def _reduce(m: _Machine, step: ops.Reduce) -> None:
+def _reduce(m: Machine, step: ops.Reduce) -> None:
     x = m.load(step.x)
     if step.kind in ("argmax", "argmin"):
         m.store(step.y, getattr(x, step.kind)(axis=step.axes[0], keepdims=True))
@@ -362,7 +387,7 @@ def _reduce(m: _Machine, step: ops.Reduce) -> None:
     m.store(step.y, getattr(x, step.kind)(axis=step.axes, keepdims=True))
 
 
-def _top_k(m: _Machine, step: ops.TopK) -> None:
+def _top_k(m: Machine, step: ops.TopK) -> None:
     x = m.load(step.x)
     key = -x if step.largest else x
     chosen = np.argsort(key, axis=-1, kind="stable")[..., : step.k]
@@ -372,7 +397,7 @@ def _top_k(m: _Machine, step: ops.TopK) -> None:
         m.store(step.indices, chosen)
 
 
-def _gather(m: _Machine, step: ops.Gather) -> None:
+def _gather(m: Machine, step: ops.Gather) -> None:
     x, indices = m.load(step.x), m.load(step.indices).astype(np.int64)
     if step.kind == "take":
         m.store(step.y, x.take(indices, axis=step.axis))
@@ -386,7 +411,7 @@ def _gather(m: _Machine, step: ops.Gather) -> None:
         m.store(step.y, x[(*lead, *np.moveaxis(indices, -1, 0))])
 
 
-def _grid_sample(m: _Machine, step: ops.GridSample) -> None:
+def _grid_sample(m: Machine, step: ops.GridSample) -> None:
     x, grid = m.load(step.x), m.load(step.grid)
     at = [_unnormalised(grid[..., i], size, step) for i, size in ((0, step.x.w), (1, step.x.h))]
     batch = np.arange(step.x.n)[:, None, None]
@@ -421,7 +446,7 @@ def _unnormalised(at: Array, size: int, step: ops.GridSample) -> Array:
     return at
 
 
-def _roi_align(m: _Machine, step: ops.RoiAlign) -> None:
+def _roi_align(m: Machine, step: ops.RoiAlign) -> None:
     x, rois = m.load(step.x), m.load(step.rois)
     pictures = m.load(step.pictures).astype(np.int64)
     shift = m.compute(0.5 if step.half_pixel else 0.0)
@@ -457,18 +482,18 @@ def _bilinear(x: Array, pictures: Array, rows: Array, columns: Array) -> Array:
     return np.where(is_out[..., None], 0, y)
 
 
-def _copy(m: _Machine, step: ops.Copy) -> None:
+def _copy(m: Machine, step: ops.Copy) -> None:
     array = m.load(step.x, exact=True)
     if array.dtype.kind == "f" and m.array(step.y).dtype.kind in "iu":
         array = np.trunc(array)
     m.store(step.y, array)
 
 
-def _fill(m: _Machine, step: ops.Fill) -> None:
+def _fill(m: Machine, step: ops.Fill) -> None:
     m.store(step.y, np.broadcast_to(np.asarray(step.value), step.y.shape))
 
 
-def _boxes(m: _Machine, step: ops.Boxes) -> None:
+def _boxes(m: Machine, step: ops.Boxes) -> None:
     found = []
     for level in step.levels:
         n, h, w, _ = level.x.shape
@@ -484,7 +509,7 @@ def _boxes(m: _Machine, step: ops.Boxes) -> None:
     m.store(step.y, np.concatenate(found, axis=1).swapaxes(1, 2))
 
 
-_RULES: dict[type, Callable[[_Machine, Any], None]] = {
+_RULES: dict[type, Callable[[Machine, Any], None]] = {
     ops.Conv: _conv,
     ops.MatMul: _matmul,
     ops.Pool: _pool,

@@ -39,7 +39,7 @@ class Buffer:
         kind: "input" and "output" are seen from outside; "arena" lives from its first writer to
             its last reader at a place of the arena; "constant" is written once at load.
         name: Of the input or output, or of the constant; else of the tensor, for people.
-        num_bytes: Size, with the slack that kernels may read but not use (see `SLACK`).
+        num_bytes: Size.
         offset: Bytes from the start of the arena; 0 for other kinds.
     """
 
@@ -132,6 +132,14 @@ class View:
     def is_packed(self) -> bool:
         """Whether all pixels of all pictures have one pitch: n * h * w rows of a matrix."""
         return self.is_pixels and (self.n == 1 or self.strides[0] == self.h * self.strides[1])
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether some index walks over the same element again."""
+        return any(
+            count > 1 and stride == 0
+            for count, stride in zip(self.shape, self.strides, strict=True)
+        )
 
     @property
     def is_dense(self) -> bool:

@@ -90,8 +90,8 @@ def broadcast(view: View, shape: Sequence[int]) -> View:
     for size, wanted, stride in zip(sizes, shape, old, strict=True):
         if size not in (1, wanted):
             raise ValueError(f"{view.shape} cannot be repeated to {tuple(shape)}")
-        strides.append(stride if size == wanted and wanted != 1 else 0)
-    return replace(view, shape=tuple(shape), strides=tuple(strides))
+        strides.append(stride if size == wanted else 0)
+    return _tidy(replace(view, shape=tuple(shape), strides=tuple(strides)))
 
 
 def order_of(view: View) -> tuple[int, ...]:
@@ -113,7 +113,8 @@ def _tidy_outwards(view: View) -> list[float]:
     last = 0.5
     for axis in range(len(view.shape) - 1, -1, -1):
         if view.shape[axis] == 1:
-            keys[axis] = last
+            # A first axis of size 1 stays first: it is the pictures.
+            keys[axis] = math.inf if axis == 0 else last
         else:
             keys[axis] = float(abs(view.strides[axis]))
             last = keys[axis] + 0.25

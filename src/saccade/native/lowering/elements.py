@@ -114,8 +114,6 @@ def _binary(low: Lowering, node: Node) -> Value:
         raise Refused("it takes a remainder of floats with fmod=0")
     if node.op == "Pow" and not isinstance(values[1], View) and not _is_float(values[1]):
         values[1] = values[1].astype(np.float32)
-    if op == "div" and _is_whole(values):
-        raise Refused("it divides whole numbers that depend on the picture")
     expr: Expr = Operand(0)
     for index in range(1, len(values)):
         expr = Apply(op, (expr, Operand(index)))

@@ -42,6 +42,9 @@ def _matmul(low: Lowering, node: Node) -> Value:
     if isinstance(a, View) and isinstance(b, np.ndarray) and b.ndim == 2:
         return _times_weights(low, node, a, b, None)
     left, right = low.view(a, node.name), low.view(b, node.name)
+    if isinstance(a, View) and isinstance(b, np.ndarray) and b.ndim == 1:
+        column = _times_weights(low, node, a, b.reshape(-1, 1), None)
+        return low.reshape(column, a.shape[:-1], node.name)
     if min(len(left.shape), len(right.shape)) < 2:
         raise Refused("one operand has a single axis")
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])

@@ -1,4 +1,4 @@
-"""Expressions of pointwise steps: substitution, and functions recognised by how they are spelled."""
+"""Expressions of pointwise steps: substitution, and functions known by how they are spelled."""
 
 from __future__ import annotations
 

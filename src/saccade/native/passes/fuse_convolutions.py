@@ -29,11 +29,15 @@ from saccade.native.views import image, inside
 __all__ = ["fuse_convolutions"]
 
 
+OWN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class _Tail:
     """An expression of a convolution's result, in the form that a convolution has.
 
-    gain and shift are per channel or single numbers, and come first.
+    gain and shift are per channel or single numbers, and come first. residual is the number of an
+    operand, or OWN for the one that the convolution has already.
     """
 
     gain: np.ndarray
@@ -85,19 +89,30 @@ def _fused(draft: Draft, conv: Conv, reader: Pointwise) -> list[Step] | None:
         return None
     (own,) = numbers
     whole = reader.operands[own]
-    if whole.num_elements != conv.y.num_elements or 0 in whole.strides:
+    if whole.num_elements != conv.y.num_elements or whole.is_repeated:
         return None
     seen = [
         None if view is None else image(view)
         for view in (inside(conv.y, whole, operand) for operand in reader.operands)
     ]
+    start = _Tail(
+        np.ones(()),
+        np.zeros(()),
+        conv.activation,
+        conv.scale,
+        None if conv.residual is None else OWN,
+        conv.residual_after,
+        conv.after,
+    )
     for expr in _path(reader.exprs[0], own):
-        tail = _parse(draft, expr, own, seen)
+        tail = _Parser(draft, own, seen, start).parse(expr)
         if tail is None:
             continue
-        residual = None if tail.residual is None else seen[tail.residual]
-        if residual is not None and not _is_residual(residual, reader.operands[tail.residual or 0]):
-            continue
+        residual = conv.residual
+        if tail.residual is not None and tail.residual != OWN:
+            residual = seen[tail.residual]
+            if residual is None or not residual.is_pixels or residual.dtype == "bool":
+                continue
         if expr == reader.exprs[0]:
             place = inside(conv.y, whole, reader.results[0])
             place = None if place is None else image(place)
@@ -109,10 +124,6 @@ def _fused(draft: Draft, conv: Conv, reader: Pointwise) -> list[Step] | None:
         made = _with_tail(draft, conv, tail, residual, conv.y, reader.label)
         return [made, _without(reader, expr, own)]
     return None
-
-
-def _is_residual(view: View, original: View) -> bool:
-    return view.is_pixels and original.dtype != "bool"
 
 
 def _path(expr: Expr, index: int) -> list[Expr]:
@@ -148,30 +159,45 @@ def _without(reader: Pointwise, done: Expr, own: int) -> Pointwise:
     )
 
 
-def _parse(draft: Draft, expr: Expr, own: int, seen: list[View | None]) -> _Tail | None:
-    if isinstance(expr, Operand):
-        return _Tail(np.ones(()), np.zeros(())) if expr.index == own else None
-    if not isinstance(expr, Apply):
-        return None
-    if expr.op == "act":
-        inner = _parse(draft, expr.args[0], own, seen)
-        return None if inner is None else _activated(inner, expr.activation)
-    if expr.op not in ("add", "sub", "mul", "div"):
-        return None
-    x, other = expr.args
-    if not uses(x, own):
-        if expr.op in ("sub", "div"):
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """Reads an expression of one operand as what a convolution does after its sums.
+
+    Attributes:
+        own: The operand that is the convolution's result.
+        seen: Operands as the convolution's result is indexed.
+        start: What the convolution does already.
+    """
+
+    draft: Draft
+    own: int
+    seen: list[View | None]
+    start: _Tail
+
+    def parse(self, expr: Expr) -> _Tail | None:
+        if isinstance(expr, Operand):
+            return self.start if expr.index == self.own else None
+        if not isinstance(expr, Apply):
             return None
-        x, other = other, x
-    inner = _parse(draft, x, own, seen)
-    if inner is None:
+        if expr.op == "act":
+            inner = self.parse(expr.args[0])
+            return None if inner is None else _activated(inner, expr.activation)
+        if expr.op not in ("add", "sub", "mul", "div"):
+            return None
+        x, other = expr.args
+        if not uses(x, self.own):
+            if expr.op in ("sub", "div"):
+                return None
+            x, other = other, x
+        inner = self.parse(x)
+        if inner is None:
+            return None
+        number = _per_channel(self.draft, other, self.seen)
+        if number is not None:
+            return _affine(inner, expr.op, number)
+        if expr.op == "add" and isinstance(other, Operand) and inner.residual is None:
+            return replace(inner, residual=other.index, residual_after=not inner.is_affine)
         return None
-    number = _per_channel(draft, other, seen)
-    if number is not None:
-        return _affine(inner, expr.op, number)
-    if expr.op == "add" and isinstance(other, Operand) and inner.residual is None:
-        return replace(inner, residual=other.index, residual_after=not inner.is_affine)
-    return None
 
 
 def _activated(inner: _Tail, act: Activation) -> _Tail | None:

@@ -103,5 +103,3 @@ def _index_of(view: View, operands: list[View]) -> int:
     if view not in operands:
         operands.append(view)
     return operands.index(view)
-
-

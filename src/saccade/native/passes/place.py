@@ -91,8 +91,7 @@ def _is_whole(draft: Draft, copy: Copy) -> bool:
         made.kind == "arena"
         and copy.x.buffer != copy.y.buffer
         and copy.x.num_elements == made.num_elements
-        and all(stride for size, stride in zip(copy.x.shape, copy.x.strides, strict=True)
-                if size > 1)
+        and not copy.x.is_repeated
         and (copy.x.dtype == copy.y.dtype or _is_float_output(draft, copy))
     )  # fmt: skip
 
@@ -154,8 +153,6 @@ def forward_copies(draft: Draft) -> None:
     """Read the source of a copy instead of the copy, where all of it lies in one copy."""
     for index, copy in enumerate(draft.steps):
         if not isinstance(copy, Copy) or copy.x.dtype != copy.y.dtype:
-            continue
-        if 0 in copy.y.strides:
             continue
         for at in range(index + 1, len(draft.steps)):
             step = draft.steps[at]

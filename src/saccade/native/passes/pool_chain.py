@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from saccade.native.ops import Pool, PoolChain, Step
 from saccade.native.plan import Draft
 from saccade.native.views import same_places
@@ -10,7 +12,11 @@ __all__ = ["chain_pools"]
 
 
 def chain_pools(draft: Draft) -> None:
-    """Join pools that each read what the one before has made, of one size, with stride 1."""
+    """Join pools that each read what the one before has made, of one size, with stride 1.
+
+    Pools of 5, 9 and 13 of the same picture (SPP) are such a chain of 5 in disguise.
+    """
+    draft.steps = [_unspread(draft, index) for index in range(len(draft.steps))]
     steps: list[Step] = []
     for step in draft.steps:
         if not isinstance(step, Pool) or not _is_plain(step):
@@ -24,6 +30,20 @@ def chain_pools(draft: Draft) -> None:
         else:
             steps.append(step)
     draft.steps = steps
+
+
+def _unspread(draft: Draft, index: int) -> Step:
+    """A pool of size a + b - 1 as one of size b over an earlier pool of size a, of one picture."""
+    step = draft.steps[index]
+    if not isinstance(step, Pool) or not _is_plain(step):
+        return step
+    best = step
+    for before in draft.steps[:index]:
+        if isinstance(before, Pool) and _is_plain(before) and same_places(before.x, step.x):
+            size = step.kernel[0] - before.kernel[0] + 1
+            if 1 < size < best.kernel[0]:
+                best = replace(step, x=before.y, kernel=(size, size), pads=(size // 2,) * 4)
+    return best
 
 
 def _is_plain(step: Pool) -> bool:

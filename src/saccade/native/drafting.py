@@ -1,0 +1,60 @@
+"""From a model to a plan: which passes, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from saccade.native.lowering.program import lower
+from saccade.native.ops import Step
+from saccade.native.passes.boxes import fuse_boxes
+from saccade.native.passes.fuse_convolutions import fuse_convolutions
+from saccade.native.passes.fuse_pointwise import fuse_pointwise
+from saccade.native.passes.pack_input import pack_inputs
+from saccade.native.passes.place import forward_copies, join_copies, place_copies
+from saccade.native.passes.pool_chain import chain_pools
+from saccade.native.passes.precision import set_precision
+from saccade.native.plan import Draft
+from saccade.native.tensors import DType
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["TYPES", "drafted"]
+
+# A plan's precision as an element type.
+TYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def drafted(
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: str = "fp16",
+    can_run: Callable[[Step], bool] = lambda step: True,
+) -> Draft:
+    """A draft that computes what a graph does, ready to be placed.
+
+    Args:
+        proto: From `tidy`, weights loaded.
+        shapes: Input name to shape.
+        precision: "fp32", "fp16" or "bf16".
+        can_run: Whether there is a kernel for a step; decides between ways to say the same.
+
+    Raises:
+        BuildError: Names the nodes that are not covered.
+    """
+    draft = lower(proto, shapes)
+    draft.drop_dead()
+    fuse_pointwise(draft)
+    fuse_convolutions(draft)
+    join_copies(draft)
+    place_copies(draft)
+    forward_copies(draft)
+    chain_pools(draft)
+    fuse_boxes(draft)
+    half = TYPES[precision]
+    if half != "float32":
+        set_precision(draft, half)
+    pack_inputs(draft, half, can_run)
+    draft.drop_dead()
+    return draft
