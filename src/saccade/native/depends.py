@@ -102,8 +102,5 @@ def scheduled(needs: Sequence[set[int]], num_streams: int) -> list[Place]:
         last[stream] = index
         stream_of.append(stream)
         others = {max(w for w in waits if stream_of[w] == s) for s in {stream_of[w] for w in waits}}
-        places.append(
-            Place(stream, tuple(sorted(w for w in others if stream_of[w] != stream)))
-        )
+        places.append(Place(stream, tuple(sorted(w for w in others if stream_of[w] != stream))))
     return places
-

@@ -190,4 +190,3 @@ def with_views(step: Step, change: Callable[[View], View]) -> Step:
         elif isinstance(value, tuple) and value and isinstance(value[0], Level):
             changed[field.name] = tuple(replace(item, x=change(item.x)) for item in value)
     return replace(step, **changed) if changed else step
-

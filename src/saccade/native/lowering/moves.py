@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -114,7 +115,7 @@ def _split(low: Lowering, node: Node) -> list[Value]:
         each = -(-view.shape[axis] // num)
         sizes = [min(each, view.shape[axis] - i * each) for i in range(num)]
     bounds = np.cumsum([0, *sizes]).tolist()
-    return [sliced(view, axis, a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [sliced(view, axis, a, b) for a, b in itertools.pairwise(bounds)]
 
 
 @rule("Concat")

@@ -100,7 +100,7 @@ class _Program:
     def run(self) -> Draft:
         for node in self._proto.graph.node:
             operands = [self._values[name] if name else None for name in node.input]
-            results = self._folded(node, operands)
+            results: Sequence[Value] | None = self._folded(node, operands)
             if results is None:
                 results = self._lowered(node, operands)
             for name, result in zip(node.output, results, strict=False):
@@ -154,7 +154,7 @@ class _Program:
                 f"every node must be covered to run on back end 'native', {describe(node)} with "
                 f"operands of shapes {shapes} is not: {exc}; {ADVICE}"
             ) from exc
-        return made if isinstance(made, (list, tuple)) else [made]
+        return [made] if isinstance(made, View | np.ndarray) else made
 
     def _give(self, value: onnx.ValueInfoProto) -> None:
         """Copy a result into an output buffer in C order; later passes write there at once."""

@@ -215,8 +215,8 @@ def _affine(inner: _Tail, op: str, number: np.ndarray) -> _Tail | None:
         factor = number if op == "mul" else 1.0 / number
         return replace(inner, gain=inner.gain * factor, shift=inner.shift * factor)
     if op in ("mul", "div") and number.size == 1 and inner.residual is None:
-        factor = float(number.reshape(())) ** (1 if op == "mul" else -1)
-        return replace(inner, scale=inner.scale * factor)
+        one = float(number.reshape(()))
+        return replace(inner, scale=inner.scale * (one if op == "mul" else 1.0 / one))
     return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from saccade.native.ops import Pool, PoolChain, Step
 from saccade.native.plan import Draft
+from saccade.native.tensors import View
 from saccade.native.views import same_places
 
 __all__ = ["chain_pools"]
@@ -60,7 +61,8 @@ def _is_plain(step: Pool) -> bool:
 
 def _joined(before: Step, step: Pool) -> PoolChain | None:
     if isinstance(before, Pool) and _is_plain(before):
-        ys, size, x = (before.y,), before.kernel[0], before.x
+        ys: tuple[View, ...] = (before.y,)
+        size, x = before.kernel[0], before.x
     elif isinstance(before, PoolChain):
         ys, size, x = before.ys, before.size, before.x
     else:

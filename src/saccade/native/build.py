@@ -1,0 +1,132 @@
+"""From a model to an engine on this card: plan, ways by measurement, arrangement by measurement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saccade.cuda.compile import cache_dir, nvrtc_version
+from saccade.cuda.driver import bindings, call
+from saccade.cuda.runtime import Device
+from saccade.native.drafting import drafted
+from saccade.native.engine import NativeEngine, Options
+from saccade.native.launching import Loader
+from saccade.native.memory import placed
+from saccade.native.ops import Step
+from saccade.native.plan import Plan
+from saccade.native.seam import Kernels, Target
+from saccade.native.tuning import Choice, Timings, choose
+from saccade.types import Plan as Wanted
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Engine", "build", "target_of"]
+
+ARRANGEMENTS = (
+    Options(1, is_chained=False),
+    Options(1, is_chained=True),
+    Options(4, is_chained=False),
+    Options(4, is_chained=True),
+)
+REPEATS = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """An engine and how it came about.
+
+    Attributes:
+        engine: Runs.
+        plan: Its steps.
+        choices: What runs each.
+        arrangements: Options and microseconds per inference, as measured.
+    """
+
+    engine: NativeEngine
+    plan: Plan
+    choices: tuple[Choice, ...]
+    arrangements: tuple[tuple[Options, float], ...]
+
+
+def target_of(device: Device) -> Target:
+    """What kernels need to know of a card."""
+    cuda = bindings()
+    attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
+    handle = call("opening the device", cuda.cuDeviceGet, device.index)
+    l2_bytes = int(call("asking for the cache", cuda.cuDeviceGetAttribute, attribute, handle))
+    return Target(
+        device.arch,
+        device.num_multiprocessors,
+        device.shared_bytes,
+        l2_bytes,
+        has_device=True,
+    )
+
+
+def timings_of(device: Device, kernels: Kernels) -> Timings:
+    """The file of times for this card and these versions."""
+    key = f"{device.name} {device.arch} {nvrtc_version()} {kernels.version}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    return Timings(cache_dir().parent / "native-times" / f"{name}.json")
+
+
+def build(
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Wanted,
+    kernels: Kernels,
+    *,
+    timings: Timings | None = None,
+) -> Engine:
+    """Plan, measure, load.
+
+    Args:
+        proto: From `tidy`, weights loaded.
+        shapes: Input name to shape.
+        wanted: Device and precision.
+        kernels: All there are.
+        timings: Where times are kept; by default in the user's cache folder.
+
+    Raises:
+        BuildError: A node or a step is not covered; names it.
+        BackendUnavailable: There is no such device.
+        EngineError: It does not fit on the card.
+    """
+    device = Device(int(wanted.device.partition(":")[2] or 0))
+    try:
+        target = target_of(device)
+        timings = timings or timings_of(device, kernels)
+
+        def can_run(step: Step) -> bool:
+            return bool(kernels.ways(step, target))
+
+        draft = drafted(proto, shapes, wanted.precision, can_run)
+        plan = placed(draft, share=False)
+        loader = Loader(device, kernels)
+        choices = choose(plan, device, loader, kernels, target, timings)
+        built = [choice.built for choice in choices]
+        engine = NativeEngine(wanted, plan, built, device, loader, ARRANGEMENTS[0])
+        found = [(options, _time(engine, device, options)) for options in ARRANGEMENTS]
+        engine.arrange(min(found, key=lambda pair: pair[1])[0])
+    except BaseException:
+        device.close()
+        raise
+    return Engine(engine, plan, tuple(choices), tuple(found))
+
+
+def _time(engine: NativeEngine, device: Device, options: Options) -> float:
+    """Microseconds of one inference, the median of several."""
+    engine.arrange(options)
+    stream = device.stream()
+    start, stop = device.event(is_timed=True), device.event(is_timed=True)
+    samples = []
+    for _ in range(REPEATS):
+        start.record(stream)
+        engine.enqueue(stream.handle)
+        stop.record(stream)
+        stream.synchronize()
+        samples.append(stop.ms_since(start) * 1000)
+    return sorted(samples)[len(samples) // 2]
