@@ -222,12 +222,11 @@ def decode_time(
             total = int(offsets[-1])
             arena = device.arena({"pixels": total})
             back = device.pinned(total)
-            targets = [
-                (arena.base + int(offsets[k]), sizes[i][0] * 3) for k, i in enumerate(chosen)
-            ]
+            addresses = (arena.base + offsets[:-1]).astype(np.uint64)
+            targets = addresses, np.array([sizes[i][0] * 3 for i in chosen], np.uint64)
             datas = [pictures[i] for i in chosen]
             for _ in range(4):
-                decoder.decode(stream, datas, targets)
+                decoder.decode(stream, datas, *targets)
                 stream.synchronize()
             before = decoder.num_allocations
             rounds = max(4, 1000 // batch)
@@ -235,7 +234,7 @@ def decode_time(
             start = time.perf_counter()
             for _ in range(rounds):
                 called = time.perf_counter()
-                decoder.decode(stream, datas, targets)
+                decoder.decode(stream, datas, *targets)
                 hosts.append(time.perf_counter() - called)
                 stream.synchronize()
             seconds.append((time.perf_counter() - start) / rounds)

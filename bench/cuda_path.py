@@ -206,7 +206,7 @@ def measure(device: Device, model: Model, contract: Contract, batch: int, given:
         row["sustained"] = sustained(device, path, pictures, given.pictures)
         row["memory_bytes"] = dict(path.memory_bytes)
         row["memory_measured_bytes"] = free - device.memory()[0]
-        row["decoder"] = path.decoders[0].engine.name
+        row["decoder"] = path.decoder.engine.name if path.decoder else "CPU"
         if batch == 1:
             frames = [simplejpeg.decode_jpeg(p) for p in pictures]
             row["frame_latency"] = latencies(path, frames, given.calls)

@@ -6,7 +6,7 @@ import numpy as np
 
 from saccade.cuda.path import _FULL_HD_BYTES
 from saccade.cuda.prepare import PACKED, PICTURE
-from saccade.cuda.slots import Feeder, Slot
+from saccade.cuda.slots import Feeder, Load, Slot
 from saccade.types import InputRule
 
 
@@ -18,4 +18,4 @@ def test_full_hd_fits_in_the_default_room() -> None:
 
     feeder = Feeder(InputRule("x", (64, 64)), None, None, 1 << 24)  # type: ignore[arg-type]
     slot: Slot = Room()  # type: ignore[assignment]
-    assert feeder._place(slot, (1920, 1080), 1920 * 3, PACKED) == (0, (1920, 1080))
+    assert feeder._place(Load(slot), (1920, 1080), 1920 * 3, PACKED) == (0, (1920, 1080))

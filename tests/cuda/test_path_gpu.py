@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from device_arrays import back, levels_off, poisoned
 from saccade.cuda.compile import compile_kernels
-from saccade.cuda.nvjpeg import shape_for_gpu
+from saccade.cuda.nvjpeg import JpegDecoder, shape_for_gpu
 from saccade.cuda.path import DevicePath, PathOptions
+from saccade.cuda.prepare import PICTURE, Preparer
 from saccade.cuda.runtime import Device, Stream
+from saccade.cuda.slots import Feeder, Load, Slot, SlotSizes, slot_regions
 from saccade.errors import InputError, PictureError
 from saccade.heads.yolov8 import HEAD
 from saccade.types import (
@@ -157,6 +160,43 @@ def test_sizes_in_one_batch(path: DevicePath, rng: np.random.Generator) -> None:
         assert result.detections is not None
         assert result.size_wh == (picture.shape[1], picture.shape[0])
         assert abs(len(result.detections) - len(reference(picture))) <= 2
+
+
+def test_decoded_on_the_gpu_as_on_the_cpu(
+    device: Device, upload: Callable[..., DeviceBuffer], rng: np.random.Generator
+) -> None:
+    """Every sampling and odd sizes through nvJPEG and the prepare kernel, level by level."""
+    rule = InputRule("x", (96, 128))
+    kinds = [(w, h, s) for w, h in ((128, 96), (127, 95), (33, 47), (200, 150)) for s in range(3)]
+    files = [encode(smooth(rng, w, h), "JPEG", quality=92, subsampling=s) for w, h, s in kinds]
+    files += [encode(smooth(rng, 65, 43)[:, :, 0], "JPEG", quality=92)]
+    target = poisoned(upload, rule, len(files))
+    preparer = Preparer(device, rule, target)
+    sizes = SlotSizes(8 << 20, 1 << 20, len(files) * PICTURE.itemsize, 8, 8, 8)
+    slot = Slot(device, device.arena(slot_regions(sizes, 0)), sizes, 0)
+    jpeg_decoder = JpegDecoder(device, len(files))
+    stream = device.stream()
+    feeder = Feeder(rule, stream, jpeg_decoder, 1 << 24)
+    load = Load(slot)
+    assert [feeder.add(load, file) for file in files] == [
+        (i, shape_for_gpu(file)) for i, file in enumerate(files)
+    ]
+    assert feeder.flush(load) == {}
+    assert feeder.num_on_gpu == len(files)
+    preparer.enqueue(stream, upload(slot.table.view(np.uint8)).pointer)
+    stream.synchronize()
+    for item, file in zip(back(device, target), files, strict=True):
+        want, _ = place_reference(Decoder().decode(file), rule)
+        # A level from the inverse transform, which JPEG leaves open, and one from interpolation.
+        assert levels_off(item, want, rule) <= 2.0001
+        assert np.abs(item - want).mean() * 255 < 0.1
+    jpeg_decoder.close()
+
+
+def smooth(rng: np.random.Generator, w: int, h: int) -> np.ndarray:
+    """A picture of slow changes, as photographs have."""
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((w, h), Image.Resampling.BICUBIC))
 
 
 def test_broken_pictures_keep_their_place(path: DevicePath, rng: np.random.Generator) -> None:

@@ -6,9 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from saccade.cuda.prepare import GRAY, NV12, PACKED, PICTURE, READ_PAST, Preparer, describe
-from saccade.cuda.runtime import Device
-from saccade.types import DeviceBuffer, InputRule
+from device_arrays import back, levels_off, poisoned
+from saccade.cuda.prepare import (
+    GRAY,
+    NV12,
+    PACKED,
+    PICTURE,
+    READ_PAST,
+    Preparer,
+    describe,
+)
+from saccade.types import InputRule
 from saccade.vision.place import place_reference
 
 SIZES = [
@@ -28,24 +36,8 @@ RULES = [
 ]
 
 
-def back(device: Device, buffer: DeviceBuffer) -> np.ndarray:
-    pinned = device.pinned(buffer.num_bytes)
-    stream = device.stream()
-    stream.download(pinned, buffer.pointer, buffer.num_bytes)
-    stream.synchronize()
-    dtype = "uint16" if buffer.dtype == "bfloat16" else buffer.dtype
-    raw = pinned.array.view(dtype).reshape(buffer.shape).copy()
-    if buffer.dtype == "bfloat16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw
-
-
 def run(device, upload, rule, pictures, dtype, forms=None, pitches=None):  # type: ignore[no-untyped-def]
-    num, (h, w) = rule.num_channels, rule.size_hw
-    shape = (len(pictures), num, h, w) if rule.layout == "nchw" else (len(pictures), h, w, num)
-    bits = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
-    poison = np.full(int(np.prod(shape)) * np.dtype(bits).itemsize, 0xAB, np.uint8)
-    target = upload(poison.view(bits).reshape(shape), dtype=dtype)
+    target = poisoned(upload, rule, len(pictures), dtype)
     sizes = upload(np.zeros((len(pictures), 2), np.int64)) if rule.size_input else None
     table = np.zeros(len(pictures), PICTURE)
     for i, picture in enumerate(pictures):
@@ -68,12 +60,6 @@ def in_order(picture: np.ndarray, rule: InputRule) -> np.ndarray:
     if rule.color == "gray":
         return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
     return picture[:, :, ::-1] if rule.color == "bgr" else picture
-
-
-def levels_off(got: np.ndarray, want: np.ndarray, rule: InputRule) -> float:
-    shape = (-1, 1, 1) if rule.layout == "nchw" else (1, 1, -1)
-    std = np.asarray(rule.std[: rule.num_channels]).reshape(shape)
-    return float(np.abs((got.astype(np.float64) - want.astype(np.float64)) * std).max())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=range(len(RULES)))

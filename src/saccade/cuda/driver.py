@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from saccade.errors import BackendUnavailable, EngineError
@@ -10,6 +11,11 @@ __all__ = ["MIN_DRIVER", "bindings", "call", "start"]
 
 # CUDA 13.0, the first whose cubins and bindings this package is made for.
 MIN_DRIVER = 13000
+
+# Streams share the device's queues, eight by default, and what waits at the head of a queue holds
+# up the streams behind it: nvJPEG's wait three times as long, or for ever. See
+# docs/performance/cuda-path.md.
+_CONNECTIONS = "32"
 
 # The device does not come back from these in this process.
 _FATAL = {
@@ -52,6 +58,7 @@ def start() -> None:
         BackendUnavailable: There is no driver, or it is too old.
     """
     cuda = bindings()
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", _CONNECTIONS)
     try:
         (code,) = cuda.cuInit(0)
     except Exception as exc:

@@ -13,25 +13,38 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from saccade.cuda import driver
 from saccade.cuda.runtime import Device, Stream
 from saccade.errors import BackendUnavailable, EngineError, SaccadeError
 from saccade.vision.exif import orientation_of_block
 
-__all__ = ["Engine", "JpegBatchError", "JpegDecoder", "nvjpeg_version", "shape_for_gpu"]
+__all__ = [
+    "INTERPOLATE",
+    "Engine",
+    "JpegBatchError",
+    "JpegDecoder",
+    "nvjpeg_version",
+    "shape_for_gpu",
+]
 
 _STATUS = (
     "success", "not initialised", "invalid parameter", "bad JPEG", "JPEG not supported",
     "allocator failure", "execution failed", "architecture mismatch", "internal error",
     "implementation not supported", "incomplete bitstream",
 )  # fmt: skip
-_RGB_INTERLEAVED = 5
-# By device: two calls at once, of two decoders in two threads, can wait for ever inside the library
-# beside a busy network; see docs/performance/cuda-path.md.
+# By device: two calls at once, of two decoders in two threads, have waited for ever inside of the
+# library beside a busy network; see docs/performance/cuda-path.md.
 _ONE_CALL: dict[int, threading.Lock] = {}
 _BASELINE = 0xC0
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NOT_SEGMENTS = frozenset((0x00, 0x01, 0xFF, *range(0xD0, 0xDA)))
+# Columns and rows of luma for each of chroma that the card's JPEG engine does.
+_SAMPLINGS = (0x11, 0x21, 0x22, 0x12)
+_RGB_INTERLEAVED = 5
+# Chroma is enlarged with weights 3 and 1, as libjpeg-turbo does it, instead of repeated.
+INTERPOLATE = 1 << 5
 
 
 class Engine(enum.IntEnum):
@@ -77,30 +90,53 @@ def nvjpeg_version() -> tuple[int, int, int]:
 def shape_for_gpu(data: Any) -> tuple[int, int] | None:
     """Width and height of a JPEG that nvJPEG's batches can do, or None.
 
-    That is baseline, 8 bits, 1 or 3 channels, and stored upright. A file that does not end with
-    its end marker, or whose header does not make sense, is left to the CPU, whose decoder is the
-    judge of what is broken.
+    That is baseline, 8 bits, gray or Y Cb Cr in one scan, chroma whole or halved, and stored
+    upright. A file that does not end with its end marker, or whose header does not make sense, is
+    left to the CPU, whose decoder is the judge of what is broken.
     """
     if data[:3] != b"\xff\xd8\xff" or bytes(data[-2:]) != b"\xff\xd9":
         return None
     at, end = 2, len(data)
     found: tuple[int, int] | None = None
+    num, is_jfif, is_ycc = 0, False, True
     while at + 10 <= end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:
-            return found if found and min(found) > 0 else None
+            is_one_scan = data[at + 4] == num
+            return found if is_one_scan and (is_ycc or is_jfif or num == 1) else None
         after = at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker in _SOF:
-            if marker != _BASELINE or data[at + 4] != 8 or data[at + 9] not in (1, 3):
+            if marker != _BASELINE or after > end:
                 return None
-            found = (data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6])
+            num, is_named_rgb = data[at + 9], data[at + 10 : at + 19 : 3] == b"RGB"
+            found = _frame(data, at)
+            if found is None:
+                return None
+            is_ycc = is_ycc and not is_named_rgb
+        elif marker == 0xE0:
+            is_jfif = is_jfif or data[at + 4 : at + 9] == b"JFIF\0"
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             if orientation_of_block(bytes(data[at + 10 : after])) != 1:
                 return None
+        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe":
+            is_ycc = after <= end and after - at >= 16 and data[at + 15] == 1
         elif marker in _NOT_SEGMENTS:
             return None
         at = after
     return None
+
+
+def _frame(data: Any, at: int) -> tuple[int, int] | None:
+    """Width and height in a frame header at `at`, if it is of a kind that can be decoded."""
+    height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+    if data[at + 4] != 8 or not width or not height:
+        return None
+    if data[at + 9] == 1:
+        return width, height
+    factors = data[at + 11], data[at + 14], data[at + 17]
+    if data[at + 9] != 3 or factors[0] not in _SAMPLINGS or factors[1:] != (0x11, 0x11):
+        return None
+    return width, height
 
 
 class JpegDecoder:
@@ -112,6 +148,7 @@ class JpegDecoder:
         device: Where.
         batch: Pictures per call at most.
         engine: Who decodes; None takes the card's JPEG engine, or its cores if it has none.
+        flags: nvJPEG's; by default the pixels are those of the CPU's decoder.
 
     Attributes:
         engine: Who decodes.
@@ -122,9 +159,17 @@ class JpegDecoder:
         BackendUnavailable: The library is missing, or cannot do what is asked.
     """
 
-    def __init__(self, device: Device, batch: int, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        batch: int,
+        *,
+        engine: Engine | None = None,
+        flags: int = INTERPOLATE,
+    ) -> None:
         self._library = _load_library()
         self._device = device
+        self._flags = flags
         self._one_call = _ONE_CALL.setdefault(device.index, threading.Lock())
         self.num_allocations = 0
         self.allocated_bytes = 0
@@ -144,6 +189,8 @@ class JpegDecoder:
         self._pointers = (ctypes.c_void_p * batch)()
         self._lengths = (ctypes.c_size_t * batch)()
         self._images = (_Image * batch)()
+        words = np.frombuffer(memoryview(self._images).cast("B"), np.uint64).reshape(batch, 2, 4)
+        self._addresses, self._pitches = words[:, 0, 0], words[:, 1, 0]
         self._initialised_for = 0
 
     def _create(self, engine: Engine) -> int:
@@ -152,7 +199,7 @@ class JpegDecoder:
             int(engine),
             ctypes.byref(on_device),
             ctypes.byref(pinned),
-            0,
+            self._flags,
             ctypes.byref(self._handle),
         )
         if status:
@@ -163,16 +210,22 @@ class JpegDecoder:
         self,
         stream: Stream,
         pictures: Sequence[bytes],
-        targets: Sequence[tuple[int, int]],
+        addresses: np.ndarray,
+        pitches: np.ndarray,
         *,
         threads: int = 1,
     ) -> None:
-        """Enqueue the decoding of a batch.
+        """Decode a batch; it is done when this returns.
+
+        The targets must not be in use: with the card's JPEG engine the library writes to them at
+        once, whatever the stream holds. The stream is waited for, so that no work of the library is
+        under way beside what others enqueue: that has stood still.
 
         Args:
-            stream: The result is there when it has passed.
-            pictures: Files that `shape_for_gpu` accepts; they must not change until then.
-            targets: Device address and bytes from row to row of each picture.
+            stream: Of the library's kernels.
+            pictures: Files that `shape_for_gpu` accepts.
+            addresses: (n,) device address of each picture.
+            pitches: (n,) bytes from row to row.
             threads: CPU threads that the library may use.
 
         Raises:
@@ -180,11 +233,11 @@ class JpegDecoder:
             EngineError: The device failed.
         """
         num = len(pictures)
-        for i, (data, (address, pitch)) in enumerate(zip(pictures, targets, strict=True)):
+        for i, data in enumerate(pictures):
             self._pointers[i] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
             self._lengths[i] = len(data)
-            self._images[i].channel[0] = address
-            self._images[i].pitch[0] = pitch
+        self._addresses[:num] = addresses
+        self._pitches[:num] = pitches
         with self._one_call:
             if self._initialised_for != num:
                 self._check(
@@ -201,7 +254,8 @@ class JpegDecoder:
                 self._images,
                 ctypes.c_void_p(stream.handle),
             )
-        self._check(status)
+            self._check(status)
+            stream.synchronize()
 
     def _check(self, status: int) -> None:
         if not status:

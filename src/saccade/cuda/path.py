@@ -2,7 +2,8 @@
 
 Threads move slots; none touches a pixel that the GPU can make:
 
-    feeder     takes a free slot and pictures for it, has them decoded, enqueues the slot's graph
+    taker      takes a free slot and describes pictures for it
+    launcher   has them decoded, enqueues the slot's graph
     caller     waits for the oldest slot, reads its boxes, frees it
 
     feed stream     decode batch 2   | decode batch 3   | ...
@@ -19,10 +20,10 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from saccade.cuda.head import read_head
 from saccade.cuda.nvjpeg import JpegDecoder
 from saccade.cuda.prepare import PICTURE, Preparer
 from saccade.cuda.runtime import ALIGNMENT, Device
-from saccade.cuda.slots import Feeder, Picture, Slot, SlotSizes, slot_regions
+from saccade.cuda.slots import Feeder, Load, Picture, Slot, SlotSizes, slot_regions
 from saccade.cuda.suppress import MAX_CANDIDATES, Suppressor
 from saccade.errors import BuildError, EngineError, InputError, PictureError, SaccadeError
 from saccade.types import Contract, DeviceEngine, Result, Thresholds
@@ -40,9 +41,6 @@ __all__ = ["DevicePath", "PathOptions", "PathStats", "Picture"]
 
 # With what a kernel may read past the end, rounded up.
 _FULL_HD_BYTES = 1920 * 1080 * 3 + ALIGNMENT
-# Each has a decoder of its own. Two were no faster: nvJPEG's calls must take turns, see
-# docs/performance/cuda-path.md.
-_NUM_FEEDERS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +79,8 @@ class PathStats:
         num_batches: Batches.
         decoded_on_gpu: Pictures.
         decoded_on_cpu: Pictures that nvJPEG does not do.
-        feeding_s: Seconds in which feeders worked, waiting left out; summed over feeders.
+        feeding_s: Seconds in which both threads that feed worked, waiting left out.
+        launching_s: Of these, seconds in which batches were decoded and launched.
         decoding_s: Of these, seconds in nvJPEG's calls.
         reading_s: Seconds in which the caller's thread read results.
         gpu_busy_s: Seconds in which graphs ran.
@@ -92,6 +91,7 @@ class PathStats:
     decoded_on_gpu: int = 0
     decoded_on_cpu: int = 0
     feeding_s: float = 0.0
+    launching_s: float = 0.0
     decoding_s: float = 0.0
     reading_s: float = 0.0
     gpu_busy_s: float = 0.0
@@ -101,26 +101,26 @@ class PathStats:
 class _Batch:
     """A slot in flight: for each picture its place, or what is wrong with it."""
 
-    slot: Slot
+    load: Load
     first: int
     wh: list[tuple[int, int] | None] = field(default_factory=list)
     outcome: list[int | SaccadeError] = field(default_factory=list)
-    is_launched: threading.Event = field(default_factory=threading.Event)
-    failure: BaseException | None = None
-    feeding_s: float = 0.0
+    taking_s: float = 0.0
+    launching_s: float = 0.0
+
+
+# A batch, the failure that ends the job, or None at its end.
+_Queue: TypeAlias = "queue.SimpleQueue[_Batch | BaseException | None]"
 
 
 @dataclass(slots=True)
 class _Job:
-    """What the feeders of one job share; all but `free` and `running` under the lock."""
+    """What the threads of one job share."""
 
     source: _Peekable
     free: queue.SimpleQueue[Slot | None] = field(default_factory=queue.SimpleQueue)
-    running: queue.SimpleQueue[_Batch | BaseException | None] = field(
-        default_factory=queue.SimpleQueue
-    )
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    num_taken: int = 0
+    taken: _Queue = field(default_factory=queue.SimpleQueue)
+    running: _Queue = field(default_factory=queue.SimpleQueue)
     is_over: bool = False
 
 
@@ -163,7 +163,6 @@ class DevicePath:
         self.stats = PathStats()
         self.batch = engine.plan.batch
         self._lock = threading.Lock()
-        self._launching = threading.Lock()
         self._exit = contextlib.ExitStack()
         self._exit.callback(self._device.close)
         try:
@@ -194,15 +193,12 @@ class DevicePath:
         )
         self._work = device.stream()
         self._reserve(head.constants)
-        self.decoders: list[JpegDecoder] = []
-        self._feeders: list[Feeder] = []
-        for _ in range(_NUM_FEEDERS):
-            jpeg = JpegDecoder(device, self.batch) if self.options.decodes_on_gpu else None
-            if jpeg is not None:
-                self._exit.callback(jpeg.close)
-                self.decoders.append(jpeg)
-            stream = device.stream(is_urgent=True)
-            self._feeders.append(Feeder(rule, stream, jpeg, self.options.max_pixels))
+        self.decoder: JpegDecoder | None = None
+        if self.options.decodes_on_gpu:
+            self.decoder = JpegDecoder(device, self.batch)
+            self._exit.callback(self.decoder.close)
+        stream = device.stream(is_urgent=True)
+        self._feeder = Feeder(rule, stream, self.decoder, self.options.max_pixels)
         self._capture()
 
     def _reserve(self, constants: np.ndarray | None) -> None:
@@ -250,8 +246,8 @@ class DevicePath:
     @property
     def num_allocations(self) -> int:
         """Blocks of device and pinned memory reserved so far, by this path and its decoder."""
-        of_decoders = sum(decoder.num_allocations for decoder in self.decoders)
-        return self._device.num_allocations + of_decoders
+        of_decoder = self.decoder.num_allocations if self.decoder else 0
+        return self._device.num_allocations + of_decoder
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
@@ -261,7 +257,7 @@ class DevicePath:
             "slots and suppression, device": self.arena.num_bytes,
             "engine inputs and outputs": sum(b.num_bytes for b in buffers),
             "engine workspace": self._engine.workspace_bytes,
-            "nvJPEG, device": sum(d.allocated_bytes for d in self.decoders),
+            "nvJPEG, device": self.decoder.allocated_bytes if self.decoder else 0,
             "slots, pinned": self.pinned_bytes,
         }
 
@@ -275,10 +271,9 @@ class DevicePath:
             Detections, or the error of this picture.
         """
         with self._exclusive():
-            slot = self._slots[0]
-            batch = _Batch(slot, 0)
-            self._take(self._feeders[0], batch, iter([picture]))
-            self._launch(self._feeders[0], batch)
+            batch = _Batch(Load(self._slots[0]), 0)
+            self._take(batch, iter([picture]))
+            self._launch(batch)
             return next(self._read(batch))
 
     def pinned_frame(self, size_hw: tuple[int, int]) -> np.ndarray:
@@ -317,8 +312,11 @@ class DevicePath:
             for slot in self._slots:
                 job.free.put(slot)
             threads = [
-                threading.Thread(target=self._feed, args=(feeder, job), name="saccade-cuda-feeder")
-                for feeder in self._feeders
+                threading.Thread(target=self._pass_on, args=(work, job, to), name=f"saccade-{name}")
+                for name, work, to in (
+                    ("taker", self._take_all, job.taken),
+                    ("launcher", self._launch_all, job.running),
+                )
             ]
             for thread in threads:
                 thread.start()
@@ -327,15 +325,14 @@ class DevicePath:
                     if isinstance(batch, BaseException):
                         raise batch
                     yield from self._read(batch)
-                    job.free.put(batch.slot)
+                    job.free.put(batch.load.slot)
             finally:
                 job.is_over = True
                 job.free.put(None)
                 for thread in threads:
                     thread.join()
                 with contextlib.suppress(EngineError):  # a lost device was told already
-                    for feeder in self._feeders:
-                        feeder.synchronize()
+                    self._feeder.synchronize()
                     self._work.synchronize()
 
     @contextlib.contextmanager
@@ -351,46 +348,46 @@ class DevicePath:
         finally:
             self._lock.release()
 
-    def _feed(self, feeder: Feeder, job: _Job) -> None:
+    def _pass_on(
+        self, work: Callable[[_Job], Iterator[_Batch]], job: _Job, next_queue: _Queue
+    ) -> None:
+        """One thread of a job; how it ended goes the way of its batches."""
+        end: BaseException | None = None
         try:
             self._device.make_current()
-            while (batch := self._next_batch(feeder, job)) is not None:
-                self._launch(feeder, batch)
+            for batch in work(job):
+                next_queue.put(batch)
         except BaseException as exc:
-            job.running.put(exc)
+            end = exc
+        next_queue.put(end)
 
-    def _next_batch(self, feeder: Feeder, job: _Job) -> _Batch | None:
-        """One feeder at a time takes pictures, so batches are in the order of their pictures."""
-        with job.lock:
-            if job.is_over:
-                return None
-            try:
-                if job.source.is_exhausted():
-                    job.is_over = True
-                    job.running.put(None)
-                    return None
-                slot = job.free.get()
-                if slot is None:
-                    job.is_over = True
-                    return None
-                start_s = time.perf_counter()
-                batch = _Batch(slot, job.num_taken)
-                self._take(feeder, batch, job.source)
-                job.num_taken += len(batch.outcome)
-                batch.feeding_s = time.perf_counter() - start_s
-            except BaseException:
-                job.is_over = True
-                raise
-            job.running.put(batch)
-            return batch
+    def _take_all(self, job: _Job) -> Iterator[_Batch]:
+        num_taken = 0
+        while not job.is_over and not job.source.is_exhausted():
+            slot = job.free.get()
+            if slot is None:
+                return
+            start_s = time.perf_counter()
+            batch = _Batch(Load(slot), num_taken)
+            self._take(batch, job.source)
+            num_taken += len(batch.outcome)
+            batch.taking_s = time.perf_counter() - start_s
+            yield batch
 
-    def _take(self, feeder: Feeder, batch: _Batch, source: Iterator[Picture]) -> None:
+    def _launch_all(self, job: _Job) -> Iterator[_Batch]:
+        while (batch := job.taken.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            if not job.is_over:
+                self._launch(batch)
+                yield batch
+
+    def _take(self, batch: _Batch, source: Iterator[Picture]) -> None:
         """Put pictures into a slot until it is full or the source ends."""
-        feeder.begin()
         # Failures take no place, so the number of outcomes is bounded apart from places.
         for picture in source:
             try:
-                placed = feeder.add(batch.slot, picture)
+                placed = self._feeder.add(batch.load, picture)
             except PictureError as exc:
                 batch.outcome.append(exc)
                 batch.wh.append(None)
@@ -406,28 +403,19 @@ class DevicePath:
             if placed[0] == self.batch - 1:
                 break
 
-    def _launch(self, feeder: Feeder, batch: _Batch) -> None:
+    def _launch(self, batch: _Batch) -> None:
         """Have a slot's pictures decoded and enqueue its graph."""
-        slot, start_s = batch.slot, time.perf_counter()
-        try:
-            for place, error in feeder.flush(slot).items():
-                batch.outcome[batch.outcome.index(place)] = error
-            with self._launching:
-                self._work.wait_for(slot.fed)
-                slot.begun.record(self._work)
-                slot.graph.launch(self._work)
-                slot.done.record(self._work)
-        except BaseException as exc:
-            batch.failure = exc
-        finally:
-            batch.feeding_s += time.perf_counter() - start_s
-            batch.is_launched.set()
+        slot, start_s = batch.load.slot, time.perf_counter()
+        for place, error in self._feeder.flush(batch.load).items():
+            batch.outcome[batch.outcome.index(place)] = error
+        self._work.wait_for(slot.fed)
+        slot.begun.record(self._work)
+        slot.graph.launch(self._work)
+        slot.done.record(self._work)
+        batch.launching_s = time.perf_counter() - start_s
 
     def _read(self, batch: _Batch) -> Iterator[Result]:
-        slot = batch.slot
-        batch.is_launched.wait()
-        if batch.failure is not None:
-            raise batch.failure
+        slot = batch.load.slot
         slot.done.wait()
         start_s = time.perf_counter()
         results: list[Result] = []
@@ -443,12 +431,13 @@ class DevicePath:
             except EngineError as exc:  # too many candidates: this picture's trouble alone
                 results.append(Result(index, name, wh, error=exc))
             self.stats.num_pictures += 1
-        slot.files = []
-        self.stats.decoded_on_gpu = sum(f.num_on_gpu for f in self._feeders)
-        self.stats.decoded_on_cpu = sum(f.num_on_cpu for f in self._feeders)
-        self.stats.decoding_s = sum(f.decoding_s for f in self._feeders)
+        feeder = self._feeder
+        self.stats.decoded_on_gpu = feeder.num_on_gpu
+        self.stats.decoded_on_cpu = feeder.num_on_cpu + feeder.num_again
+        self.stats.decoding_s = feeder.decoding_s
         self.stats.num_batches += 1
-        self.stats.feeding_s += batch.feeding_s
+        self.stats.feeding_s += batch.taking_s + batch.launching_s
+        self.stats.launching_s += batch.launching_s
         self.stats.gpu_busy_s += slot.done.ms_since(slot.begun) / 1000
         self.stats.reading_s += time.perf_counter() - start_s
         return iter(results)

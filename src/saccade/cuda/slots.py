@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -14,10 +14,10 @@ from saccade.cuda.prepare import GRAY, PACKED, PICTURE, READ_PAST, Preparer, des
 from saccade.cuda.runtime import ALIGNMENT, Arena, Device, Event, Graph, Pinned, Stream
 from saccade.cuda.suppress import Suppressor
 from saccade.errors import PictureError
-from saccade.types import Color, DeviceEngine, InputRule, Placement
+from saccade.types import Color, DeviceEngine, InputRule
 from saccade.vision.decode import Decoder
 
-__all__ = ["Feeder", "Picture", "Slot", "SlotSizes", "slot_regions"]
+__all__ = ["Feeder", "Load", "Picture", "Slot", "SlotSizes", "slot_regions"]
 
 # A file's content, (h, w, 3) uint8 RGB, or what is wrong with it.
 Picture: TypeAlias = "bytes | np.ndarray | PictureError"
@@ -80,8 +80,6 @@ class Slot:
         self.fed: Event = device.event()
         self.begun: Event = device.event(is_timed=True)
         self.done: Event = device.event(is_timed=True)
-        # Files that the decoder may still be reading.
-        self.files: list[bytes] = []
 
     def enqueue(
         self, stream: Stream, preparer: Preparer, engine: DeviceEngine, suppressor: Suppressor
@@ -112,16 +110,38 @@ def _check_array(picture: np.ndarray, max_pixels: int) -> None:
         )
 
 
+@dataclass(slots=True)
+class Load:
+    """What has been put into a slot.
+
+    Attributes:
+        slot: Which.
+        num: Pictures.
+        at: Bytes of the source memory that are taken.
+        staged: Bytes of the staging memory that are taken.
+        for_gpu: Files to be decoded by the GPU, by place.
+    """
+
+    slot: Slot
+    num: int = 0
+    at: int = 0
+    staged: int = 0
+    for_gpu: dict[int, bytes] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class _Template:
     entry: np.ndarray
     num_bytes: int
 
 
+Place: TypeAlias = "tuple[int, tuple[int, int]]"
+
+
 class Feeder:
     """Fills slots with pictures: decodes on the GPU what it can, the rest on the CPU.
 
-    One thread at a time.
+    One thread may add to a slot while another flushes the one before.
 
     Args:
         rule: How pictures are placed.
@@ -132,11 +152,16 @@ class Feeder:
     Attributes:
         num_on_gpu: Pictures decoded by the GPU so far.
         num_on_cpu: Pictures decoded by the CPU so far.
-        decoding_s: Seconds in which the library kept this thread.
+        num_again: Of refused batches, pictures decoded by the CPU so far.
+        decoding_s: Seconds in which the library kept the flushing thread.
     """
 
     def __init__(
-        self, rule: InputRule, stream: Stream, jpeg: JpegDecoder | None, max_pixels: int
+        self,
+        rule: InputRule,
+        stream: Stream,
+        jpeg: JpegDecoder | None,
+        max_pixels: int,
     ) -> None:
         self._rule = rule
         self._stream = stream
@@ -145,22 +170,18 @@ class Feeder:
         # The kernel orders channels itself; gray is decoded as gray, as the CPU path does.
         color: Color = "gray" if rule.color == "gray" else "rgb"
         self._decoder = Decoder(color, max_pixels=max_pixels)
-        self._templates: dict[tuple[int, int, int], tuple[_Template, Placement]] = {}
+        self._second_decoder = Decoder(color, max_pixels=max_pixels)
+        self._templates: dict[tuple[int, int, int], _Template] = {}
         self.num_on_gpu = 0
         self.num_on_cpu = 0
+        self.num_again = 0
         self.decoding_s = 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Start with an empty slot."""
-        self._at = self._staged = self._num = 0
-        self._for_gpu: list[tuple[int, bytes, tuple[int, int]]] = []
 
     def synchronize(self) -> None:
         """Wait until nothing of this feeder is under way."""
         self._stream.synchronize()
 
-    def add(self, slot: Slot, picture: Picture) -> tuple[int, tuple[int, int]] | None:
+    def add(self, load: Load, picture: Picture) -> Place | None:
         """Put one picture into the next place of a slot.
 
         Returns:
@@ -173,25 +194,24 @@ class Feeder:
             raise picture
         if isinstance(picture, np.ndarray):
             _check_array(picture, self._max_pixels)
-            return self._stage(slot, picture)
+            return self._stage(load, picture)
         wh = shape_for_gpu(picture) if self._jpeg is not None else None
         if wh is None or wh[0] * wh[1] > self._max_pixels or self._rule.color == "gray":
-            return self._decode_on_cpu(slot, picture)
-        place = self._place(slot, wh, wh[0] * 3, PACKED)
+            return self._decode_on_cpu(load, picture)
+        place = self._place(load, wh, wh[0] * 3, PACKED)
         if place is not None:
-            self._for_gpu.append((place[0], picture, wh))
+            load.for_gpu[place[0]] = picture
         return place
 
-    def _decode_on_cpu(self, slot: Slot, data: bytes) -> tuple[int, tuple[int, int]] | None:
+    def _decode_on_cpu(self, load: Load, data: bytes) -> Place | None:
         pixels = self._decoder.decode(data)
-        place = self._stage(slot, pixels)
+        place = self._stage(load, pixels)
         self.num_on_cpu += place is not None
         return place
 
-    def _stage(self, slot: Slot, pixels: np.ndarray) -> tuple[int, tuple[int, int]] | None:
+    def _stage(self, load: Load, pixels: np.ndarray) -> Place | None:
         """Copy pixels to pinned memory and enqueue their upload."""
-        num_bytes = pixels.nbytes
-        at = self._staged
+        slot, num_bytes, at = load.slot, pixels.nbytes, load.staged
         if num_bytes > len(slot.staging.array):
             raise PictureError(
                 f"a picture decoded on the CPU must have at most {len(slot.staging.array)} bytes, "
@@ -203,7 +223,7 @@ class Feeder:
             return None
         wh = (pixels.shape[1], pixels.shape[0])
         form = GRAY if pixels.ndim == 2 or pixels.shape[2] == 1 else PACKED
-        place = self._place(slot, wh, num_bytes // pixels.shape[0], form)
+        place = self._place(load, wh, num_bytes // pixels.shape[0], form)
         if place is None:
             return None
         if is_there and pixels.flags.c_contiguous:  # the caller wrote it to where it is wanted
@@ -211,27 +231,26 @@ class Feeder:
         else:
             pixels = np.ascontiguousarray(pixels)
             ctypes.memmove(own + at, pixels.ctypes.data, num_bytes)
-            self._staged += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+            load.staged += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         self._stream.upload(int(slot.table["pixels"][place[0]]), slot.staging, num_bytes, at=at)
         return place
 
-    def _place(
-        self, slot: Slot, wh: tuple[int, int], pitch: int, form: int
-    ) -> tuple[int, tuple[int, int]] | None:
+    def _place(self, load: Load, wh: tuple[int, int], pitch: int, form: int) -> Place | None:
         """Reserve room in the source memory and describe the picture."""
         template = self._template(wh, pitch, form)
+        slot, position = load.slot, load.num
         if template.num_bytes > slot.source_bytes:
             raise PictureError(
                 f"a picture must fit in the {slot.source_bytes} bytes reserved for a batch, this "
                 f"one of {wh[0]} x {wh[1]} pixels has {template.num_bytes}; raise source_bytes"
             )
-        if self._num == len(slot.table) or self._at + template.num_bytes > slot.source_bytes:
+        if position == len(slot.table) or load.at + template.num_bytes > slot.source_bytes:
             return None
-        position = self._num
+        address = slot.source + load.at
         slot.table[position : position + 1] = template.entry
-        slot.table["pixels"][position] = slot.source + self._at
-        self._at += template.num_bytes
-        self._num += 1
+        slot.table["pixels"][position] = address
+        load.at += template.num_bytes
+        load.num += 1
         return position, wh
 
     def _template(self, wh: tuple[int, int], pitch: int, form: int) -> _Template:
@@ -240,58 +259,58 @@ class Feeder:
             if len(self._templates) > 4096:
                 self._templates.clear()
             entry = np.zeros(1, PICTURE)
-            placement = describe(entry, self._rule, wh, 0, pitch, form=form)
+            describe(entry, self._rule, wh, 0, pitch, form=form)
             num_bytes = -(-(pitch * wh[1] + READ_PAST) // ALIGNMENT) * ALIGNMENT
-            self._templates[key] = (_Template(entry, num_bytes), placement)
-        return self._templates[key][0]
+            self._templates[key] = _Template(entry, num_bytes)
+        return self._templates[key]
 
-    def flush(self, slot: Slot) -> dict[int, PictureError]:
-        """Enqueue the decoding of what was added, and set `slot.fed` behind it.
+    def flush(self, load: Load) -> dict[int, PictureError]:
+        """Have decoded what was added, and set `slot.fed` behind it and the copies.
 
         Returns:
             Pictures that turned out to be unusable, by their place; these places are emptied.
         """
+        slot = load.slot
         errors: dict[int, PictureError] = {}
-        slot.table["width"][self._num :] = 0
-        slot.files = [data for _, data, _ in self._for_gpu]
-        if self._for_gpu and self._jpeg is not None:
-            targets = [
-                (int(slot.table["pixels"][place]), wh[0] * 3) for place, _, wh in self._for_gpu
-            ]
+        slot.table["width"][load.num :] = 0
+        if load.for_gpu and self._jpeg is not None:
+            files, entries = list(load.for_gpu.values()), slot.table[list(load.for_gpu)]
             start_s = time.perf_counter()
             try:
-                self._jpeg.decode(self._stream, slot.files, targets)
-                self.num_on_gpu += len(targets)
+                self._jpeg.decode(self._stream, files, entries["pixels"], entries["pitch"])
+                self.num_on_gpu += len(files)
                 self.decoding_s += time.perf_counter() - start_s
             except JpegBatchError:
-                errors = self._decode_one_by_one(slot)
+                errors = self._decode_one_by_one(load)
         slot.fed.record(self._stream)
         return errors
 
-    def _decode_one_by_one(self, slot: Slot) -> dict[int, PictureError]:
+    def _decode_one_by_one(self, load: Load) -> dict[int, PictureError]:
         """The CPU, which is strict, decides what is wrong with which picture of a batch."""
-        errors = {}
-        for place, data, wh in self._for_gpu:
+        errors, table = {}, load.slot.table
+        for place, data in load.for_gpu.items():
             try:
-                pixels = self._decoder.decode(data)
-                if pixels.shape[:2] != wh[::-1]:
-                    raise PictureError(
-                        f"a JPEG must be as large as its header says, {wh[0]} x {wh[1]}, it is "
-                        f"{pixels.shape[1]} x {pixels.shape[0]}; export it again"
-                    )
+                self._decode_again(load.slot, place, data)
             except PictureError as exc:
                 errors[place] = exc
-                slot.table["width"][place] = 0
+                table["width"][place] = 0
                 continue
-            self._stream.synchronize()  # the staging memory is used again for each
-            if pixels.nbytes > len(slot.staging.array):
-                errors[place] = PictureError(
-                    f"a picture decoded on the CPU must have at most {len(slot.staging.array)} "
-                    f"bytes, this one has {pixels.nbytes}; raise staging_bytes"
-                )
-                slot.table["width"][place] = 0
-                continue
-            ctypes.memmove(slot.staging.address, pixels.ctypes.data, pixels.nbytes)
-            self._stream.upload(int(slot.table["pixels"][place]), slot.staging, pixels.nbytes)
-            self.num_on_cpu += 1
+            self.num_again += 1
         return errors
+
+    def _decode_again(self, slot: Slot, place: int, data: bytes) -> None:
+        pixels = self._second_decoder.decode(data)
+        address, *wh = (int(slot.table[name][place]) for name in ("pixels", "width", "height"))
+        if list(pixels.shape[1::-1]) != wh:
+            raise PictureError(
+                f"a JPEG must be as large as its header says, {wh[0]} x {wh[1]}, it is "
+                f"{pixels.shape[1]} x {pixels.shape[0]}; export it again"
+            )
+        if pixels.nbytes > len(slot.staging.array):
+            raise PictureError(
+                f"a picture decoded on the CPU must have at most {len(slot.staging.array)} "
+                f"bytes, this one has {pixels.nbytes}; raise staging_bytes"
+            )
+        self._stream.synchronize()  # the staging memory is used again for each
+        ctypes.memmove(slot.staging.address, pixels.ctypes.data, pixels.nbytes)
+        self._stream.upload(address, slot.staging, pixels.nbytes)
