@@ -14,7 +14,7 @@ import pytest
 
 import saccade
 import saccade.backends
-from builder import build_cells
+from builder import build_cells, wrong_worker
 from conftest import skip_or_fail
 from saccade import registry
 from saccade.builder.candidates import key_of
@@ -25,6 +25,7 @@ TESTS = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def wrong_backends():
     before = list(saccade.backends.__path__)
+    wrong_worker.install()
     registry.names.cache_clear()
     yield
     saccade.backends.__path__[:] = before
