@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import cv2
@@ -10,13 +9,12 @@ import msgspec
 import numpy as np
 
 from saccade.pipeline.decimals import shortest_decimals
+from saccade.server.forms import ARRAYS_HEAD
 from saccade.types import Contract, Detections
 from saccade.vision.draw import draw, encode_jpeg
 
-__all__ = ["ARRAYS_HEAD", "answer_of"]
+__all__ = ["answer_of"]
 
-# Number of boxes, number of key points of each, width, height.
-ARRAYS_HEAD = struct.Struct("<IIII")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -31,7 +29,7 @@ def answer_of(
 
     Args:
         form: "json": the members of an object without its braces' model and id, which the front
-            adds; "arrays": ARRAYS_HEAD, then boxes, scores, classes and key points as they are;
+            adds; "arrays": as `saccade.server.forms` says; "arrays and json": both;
             "jpeg" or "png": the drawn picture.
         found: What was found.
         source_wh: Width and height of the picture.
@@ -41,6 +39,9 @@ def answer_of(
     if form == "json":
         width, height = source_wh
         return _encode({"width": width, "height": height, "detections": rows(found, contract)})
+    if form == "arrays and json":
+        arrays = answer_of("arrays", found, source_wh, picture, contract)
+        return arrays + answer_of("json", found, source_wh, picture, contract)
     if form == "arrays":
         points = found.keypoints_xy
         num_points = 0 if points is None else points.shape[1]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from typing import Any
 
 import msgspec
 
 from saccade.server.arena import Arena
+from saccade.server.control import Control
 from saccade.server.dispatch import Dispatcher
 from saccade.server.engines import Engine
+from saccade.server.grpc import Grpc
 from saccade.server.http import Head, HttpConnection, HttpRequest, Response
 from saccade.server.logs import Log
+from saccade.server.memory import SharedMemory
 from saccade.server.models import ModelEntry, Repository
 from saccade.server.options import ModelSource, ServeOptions
 from saccade.server.pictures import Pictures
@@ -22,6 +24,7 @@ from saccade.server.rest import Rest
 from saccade.server.routes import Router
 from saccade.server.site import Site
 from saccade.server.stats import Stats
+from saccade.server.tokens import check_token
 from saccade.server.wire import Load, Status, Unload
 
 __all__ = ["Front"]
@@ -75,11 +78,13 @@ class Front:
             )
         )
         self._connections: set[HttpConnection] = set()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.regions: Any = None
+        self.regions = SharedMemory()
+        self.control = Control(self)
         self.pictures = Pictures(self)
         self.rest = Rest(self)
+        self.grpc = Grpc(self)
         self.rest.register(self.router)
         self.pictures.register(self.router)
         Site(self).register(self.router)
@@ -212,11 +217,11 @@ class Front:
 
     def may_receive(self, num_bytes: int) -> bool:
         """Whether there is room for a body that is on its way."""
-        return self._pending_bytes + max(num_bytes, 0) <= self.options.max_queue_mb << 20
+        return self.pending_bytes + max(num_bytes, 0) <= self.options.max_queue_mb << 20
 
     def count_pending(self, num_bytes: int) -> None:
         """Count bytes of bodies that are not complete."""
-        self._pending_bytes += num_bytes
+        self.pending_bytes += num_bytes
 
     def overloaded(self, what: str) -> Problem:
         """The answer where something is full."""
@@ -235,7 +240,9 @@ class Front:
         self.stats.bytes_in += request.num_bytes
         try:
             if type(endpoint) is Problem:
-                raise endpoint
+                # Not raised: it is kept with the head, and each raise would make it longer.
+                request.fail(endpoint)
+                return
             answer = endpoint.answer(request, *head.args)
         except Exception as exc:
             self.fail(request, exc)
@@ -283,6 +290,9 @@ class Front:
             now_s = time.monotonic()
             for connection in list(self._connections):
                 connection.sweep(now_s)
+            limits = self.http_limits
+            for caller in self.grpc.connections:
+                caller.sweep(now_s, limits.body_s, limits.write_s)
 
     async def _watch(self) -> None:
         while True:
@@ -300,33 +310,18 @@ class Front:
         self.is_draining = True
         self.is_ready = False
         end_s = time.monotonic() + self.options.drain_s
-        for connection in list(self._connections):
-            connection.close_when_idle()
-        while (self.dispatcher.num_open or self._connections) and time.monotonic() < end_s:
-            await asyncio.sleep(0.02)
+        while time.monotonic() < end_s:
             for connection in list(self._connections):
                 connection.close_when_idle()
+            for caller in self.grpc.connections:
+                caller.close_when_idle()
+            if not (self.dispatcher.num_open or self._connections or self.grpc.connections):
+                break
+            await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
         for engine in self.dispatcher.engines:
             await engine.stop()
-
-
-def check_token(header: str, token: str) -> None:
-    """Compare a bearer token in constant time.
-
-    Raises:
-        Problem: It is missing or wrong.
-    """
-    kind, _, sent = header.partition(" ")
-    if kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode()):
-        return
-    raise Problem(
-        "unauthorized",
-        "the header authorization must be 'Bearer' and this server's token",
-        "it is missing" if not header else "it is another",
-        "send the token that the server was started with",
-    )
 
 
 def _closing_answer(problem: Problem) -> bytes:

@@ -277,7 +277,7 @@ def write_infer(
         one = wanted.get(part.name)
         if part.region is not None:
             item["parameters"] = {
-                "shared_memory_region": part.region.key,
+                "shared_memory_region": part.region.name,
                 "shared_memory_byte_size": part.num_bytes,
             }
         else:

@@ -11,9 +11,20 @@ from saccade.server.loading_options import LoadOptions
 from saccade.server.problems import Problem
 from saccade.server.stats import ModelStats, Stats
 
-__all__ = ["ModelEntry", "Repository"]
+__all__ = ["FACE_ENDING", "PICTURE_INPUT", "PICTURE_OUTPUTS", "Face", "ModelEntry", "Repository"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+FACE_ENDING = ".detect"
+PICTURE_INPUT = {"name": "picture", "datatype": "BYTES", "shape": [-1]}
+PICTURE_OUTPUTS = (
+    {"name": "num", "datatype": "INT32", "shape": [-1]},
+    {"name": "boxes", "datatype": "FP32", "shape": [-1, -1, 4]},
+    {"name": "scores", "datatype": "FP32", "shape": [-1, -1]},
+    {"name": "classes", "datatype": "INT32", "shape": [-1, -1]},
+    {"name": "errors", "datatype": "BYTES", "shape": [-1]},
+    {"name": "json", "datatype": "BYTES", "shape": [-1]},
+)
+POINTS_OUTPUT = {"name": "keypoints", "datatype": "FP32", "shape": [-1, -1, -1, 2]}
 _VERSION = re.compile(r"[0-9]{1,18}")
 
 
@@ -54,6 +65,59 @@ class ModelEntry:
         """Whether it takes pictures."""
         return self.details.get("contract") is not None
 
+    @property
+    def base(self) -> ModelEntry:
+        """The entry itself; see `Face`."""
+        return self
+
+    @property
+    def pictures(self) -> Face | None:
+        """Its face for pictures, if it is a detector."""
+        return Face(self) if self.is_detector else None
+
+
+class Face:
+    """A detector seen as a model of its own: encoded pictures in, boxes out.
+
+    Its name is the model's with ".detect" behind it. So a client that reads a model's metadata
+    and fills its inputs, as load generators do, can send pictures.
+
+    Args:
+        base: The network.
+    """
+
+    __slots__ = ("base",)
+
+    def __init__(self, base: ModelEntry) -> None:
+        self.base = base
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.base.name + FACE_ENDING
+
+    @property
+    def version(self) -> str:
+        """As the network's."""
+        return self.base.version
+
+    @property
+    def state(self) -> str:
+        """As the network's."""
+        return self.base.state
+
+    @property
+    def stats(self) -> ModelStats:
+        """As the network's: they share them."""
+        return self.base.stats
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The network's, with other inputs and outputs."""
+        points = [POINTS_OUTPUT] if self.base.details["contract"]["has_keypoints"] else []
+        outputs = [*PICTURE_OUTPUTS, *points]
+        return {**self.base.details, "inputs": [PICTURE_INPUT], "outputs": outputs}
+
 
 class Repository:
     """Entries by name and version.
@@ -73,10 +137,11 @@ class Repository:
         Raises:
             Problem: Name or version are none.
         """
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name.endswith(FACE_ENDING):
             raise Problem(
                 "input",
-                "a model's name must have letters, digits, '_', '-' and '.' only",
+                "a model's name must have letters, digits, '_', '-' and '.' only and not end in "
+                f"{FACE_ENDING!r}",
                 f"it is {name[:80]!r}",
                 "choose another with NAME=PATH",
             )
@@ -106,12 +171,19 @@ class Repository:
         """All, by name, newest version first."""
         return [entry for name in sorted(self._entries) for entry in self.versions(name)]
 
-    def find(self, name: str, version: str = "") -> ModelEntry:
-        """The entry of a version, or the newest that is ready.
+    def find(self, name: str, version: str = "") -> ModelEntry | Face:
+        """The entry of a version, or the newest that is ready; or its face for pictures.
 
         Raises:
             Problem: There is none.
         """
+        if name.endswith(FACE_ENDING):
+            entry = self._find(name.removesuffix(FACE_ENDING), version)
+            if entry.is_detector or entry.state != "READY":
+                return Face(entry)
+        return self._find(name, version)
+
+    def _find(self, name: str, version: str) -> ModelEntry:
         if version:
             entry = self._entries.get(name, {}).get(version)
             if entry is not None:
@@ -132,7 +204,7 @@ class Repository:
             "check the name, or load it",
         )
 
-    def ready(self, name: str, version: str = "") -> ModelEntry:
+    def ready(self, name: str, version: str = "") -> ModelEntry | Face:
         """As `find`, if it can take requests.
 
         Raises:
@@ -140,10 +212,11 @@ class Repository:
         """
         entry = self.find(name, version)
         if entry.state != "READY":
+            reason = entry.base.reason
             raise Problem(
                 "unavailable",
                 f"model {name!r} must be ready",
-                f"it is {entry.state.lower()}" + (f" ({entry.reason})" if entry.reason else ""),
+                f"it is {entry.state.lower()}" + (f" ({reason})" if reason else ""),
                 "try again later, or load it",
                 retry_after_s=1,
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from saccade.server.kserve import InferRequest
-from saccade.server.models import ModelEntry, Repository
+from saccade.server.models import Face, ModelEntry, Repository
 from saccade.server.problems import Problem
 from saccade.server.stats import ModelStats
 from saccade.server.wire import Region
@@ -42,9 +42,9 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "saccade", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-def metadata_of(entry: ModelEntry, repository: Repository) -> dict[str, Any]:
+def metadata_of(entry: ModelEntry | Face, repository: Repository) -> dict[str, Any]:
     """What goes in and comes out."""
-    versions = [e.version for e in repository.versions(entry.name) if e.state == "READY"]
+    versions = [e.version for e in repository.versions(entry.base.name) if e.state == "READY"]
     return {
         "name": entry.name,
         "versions": sorted(versions, key=int),
@@ -54,7 +54,7 @@ def metadata_of(entry: ModelEntry, repository: Repository) -> dict[str, Any]:
     }
 
 
-def config_of(entry: ModelEntry) -> dict[str, Any]:
+def config_of(entry: ModelEntry | Face) -> dict[str, Any]:
     """The model's configuration in Triton's words. max_batch_size is 0: shapes are given in full,
     with the batch, as in the metadata."""
     plan = entry.details["plan"]
@@ -130,7 +130,9 @@ def statistics_of(stats: ModelStats) -> dict[str, Any]:
     }
 
 
-def check_inputs(entry: ModelEntry, asked: InferRequest) -> tuple[tuple[str, Region | None], ...]:
+def check_inputs(
+    entry: ModelEntry | Face, asked: InferRequest
+) -> tuple[tuple[str, Region | None], ...]:
     """Check that a request names the model's inputs and outputs.
 
     Returns:
@@ -159,5 +161,12 @@ def check_inputs(entry: ModelEntry, asked: InferRequest) -> tuple[tuple[str, Reg
                 f"outputs of model {entry.name!r} must be among {', '.join(outputs)}",
                 f"the request asks for {wanted.name[:80]!r}",
                 "correct the name, see the model's metadata",
+            )
+        if wanted.num_classes:
+            raise Problem(
+                "unimplemented",
+                "outputs are sent as they are or as boxes",
+                f"the request asks for classes of {wanted.name[:80]!r}",
+                "leave out the parameter classification",
             )
     return tuple((wanted.name, wanted.region) for wanted in asked.outputs)

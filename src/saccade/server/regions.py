@@ -9,9 +9,9 @@ import threading
 from saccade.errors import InputError
 from saccade.server.wire import Region
 
-__all__ = ["Regions", "check_key"]
+__all__ = ["FOLDER", "Regions", "check_key"]
 
-_FOLDER = "/dev/shm"
+FOLDER = "/dev/shm"
 
 
 def check_key(key: str) -> str:
@@ -75,7 +75,7 @@ class Regions:
 
 def _mapped(key: str) -> memoryview:
     try:
-        fd = os.open(os.path.join(_FOLDER, check_key(key)), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(FOLDER, check_key(key)), os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         raise InputError(
             f"shared memory {key!r} must exist and be readable and writable here, it is not "

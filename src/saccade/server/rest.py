@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from saccade.server.dispatch import DEFAULT_PRIORITY, Job, Schedule
 from saccade.server.http import HttpRequest, Response
+from saccade.server.inference import schedule_of, start_infer
 from saccade.server.kserve import read_infer, write_infer
 from saccade.server.problems import Problem
-from saccade.server.protocol import (
-    check_inputs,
-    config_of,
-    metadata_of,
-    server_metadata,
-    statistics_of,
-)
+from saccade.server.protocol import server_metadata
 from saccade.server.routes import Endpoint, Router
-from saccade.server.wire import Infer
 
 if TYPE_CHECKING:
     from saccade.server.app import Front
 
-__all__ = ["Rest", "answer", "schedule_of"]
+__all__ = ["Rest", "body_of"]
 
 _BINARY_LINE = "inference-header-content-length: {}\r\n"
 _json = msgspec.json.Encoder().encode
 
 
-def schedule_of(parameters: dict[str, Any]) -> Schedule:
-    """Priority and time allowed, from a request's parameters.
+class _Control(msgspec.Struct):
+    """Bodies of the paths that are not about inference; what is not used is ignored."""
 
-    Raises:
-        Problem: One is wrong.
-    """
-    priority, timeout_us = parameters.get("priority", 0), parameters.get("timeout", 0)
-    if type(priority) is not int or not 0 <= priority <= 9:
-        raise Problem(
-            "input",
-            "priority must be 1 (first) to 9 (last), or 0 for the default",
-            f"it is {priority!r}",
-            "correct it",
-        )
-    if type(timeout_us) is not int or not 0 <= timeout_us < 1 << 53:
-        raise Problem(
-            "input",
-            "timeout must be a whole number of microseconds, or 0 for none",
-            f"it is {timeout_us!r}",
-            "correct it",
-        )
-    return Schedule(priority or DEFAULT_PRIORITY, timeout_us / 1e6)
+    parameters: dict[str, Any] = {}
+    ready: bool = False
+    key: str = ""
+    offset: int = 0
+    byte_size: int = 0
 
 
 class Rest:
@@ -62,110 +42,236 @@ class Rest:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._control = front.control
 
     def register(self, router: Router) -> None:
         """Add the paths to a router."""
-        data = self._front.http_limits.max_body_bytes
         for path, answer in (
-            ("/v2", self.metadata),
             ("/v2/health/live", self.live),
             ("/v2/health/ready", self.ready),
         ):
-            router.add("GET", path, Endpoint(answer, is_open=path != "/v2"))
+            router.add("GET", path, Endpoint(answer, is_open=True))
+        router.add("GET", "/v2", Endpoint(self.metadata))
+        router.add("GET", "/v2/models/stats", Endpoint(self.model_stats))
+        data = self._front.http_limits.max_body_bytes
         for base in ("/v2/models/{}", "/v2/models/{}/versions/{}"):
             router.add("GET", base, Endpoint(self.model_metadata))
             router.add("GET", f"{base}/ready", Endpoint(self.model_ready, is_open=True))
             router.add("GET", f"{base}/config", Endpoint(self.model_config))
             router.add("GET", f"{base}/stats", Endpoint(self.model_stats))
             router.add("POST", f"{base}/infer", Endpoint(self.infer, max_body_bytes=data))
-        router.add("GET", "/v2/models/stats", Endpoint(self.all_stats))
+        router.add("POST", "/v2/repository/index", Endpoint(self.index))
+        router.add("POST", "/v2/repository/models/{}/load", Endpoint(self.load))
+        router.add("POST", "/v2/repository/models/{}/unload", Endpoint(self.unload))
+        for base in ("/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{}"):
+            router.add("GET", f"{base}/status", Endpoint(self.memory_status))
+            router.add("POST", f"{base}/unregister", Endpoint(self.memory_unregister))
+        router.add(
+            "POST", "/v2/systemsharedmemory/region/{}/register", Endpoint(self.memory_register)
+        )
+        for base in ("/v2/cudasharedmemory", "/v2/cudasharedmemory/region/{}"):
+            router.add("GET", f"{base}/status", Endpoint(self.cuda_status))
+            router.add("POST", f"{base}/unregister", Endpoint(self.cuda_unregister))
+        router.add("POST", "/v2/cudasharedmemory/region/{}/register", Endpoint(self.cuda_register))
+        router.add("GET", "/v2/logging", Endpoint(self.log_settings))
+        router.add("POST", "/v2/logging", Endpoint(self.change_log_settings))
+        for path in ("/v2/trace/setting", "/v2/models/{}/trace/setting"):
+            router.add("GET", path, Endpoint(self.trace_settings))
+            router.add("POST", path, Endpoint(self.change_trace_settings))
 
-    def metadata(self, request: HttpRequest) -> Response:
-        return Response(body=_json(server_metadata()))
+    # Health and descriptions.
 
     def live(self, request: HttpRequest) -> Response:
+        """Whether the server lives."""
         return Response()
 
     def ready(self, request: HttpRequest) -> Response:
-        front = self._front
-        if front.is_ready and any(engine.is_up for engine in front.dispatcher.engines):
+        """Whether it takes requests for all its models."""
+        if self._control.is_ready():
             return Response()
         raise Problem(
             "unavailable",
             "all models and an engine process must be ready",
-            "they are not" if not front.is_draining else "this server is going down",
+            "this server is going down" if self._front.is_draining else "they are not",
             "try again later",
             retry_after_s=1,
         )
 
     def model_ready(self, request: HttpRequest, name: str, version: str = "") -> Response:
-        self._front.repository.ready(name, version)
-        if not any(engine.is_up for engine in self._front.dispatcher.engines):
-            raise Problem(
-                "unavailable",
-                "an engine process must be up",
-                "none is",
-                "try again in a moment",
-                retry_after_s=1,
-            )
-        return Response()
+        """Whether a model takes requests."""
+        if self._control.is_model_ready(name, version):
+            return Response()
+        raise Problem(
+            "unavailable",
+            f"model {name!r} and an engine process must be ready",
+            "they are not",
+            "try again later",
+            retry_after_s=1,
+        )
+
+    def metadata(self, request: HttpRequest) -> Response:
+        """Of the server."""
+        return Response(body=_json(server_metadata()))
 
     def model_metadata(self, request: HttpRequest, name: str, version: str = "") -> Response:
-        entry = self._front.repository.ready(name, version)
-        return Response(body=_json(metadata_of(entry, self._front.repository)))
+        """Of a model."""
+        return Response(body=_json(self._control.metadata(name, version)))
 
     def model_config(self, request: HttpRequest, name: str, version: str = "") -> Response:
-        return Response(body=_json(config_of(self._front.repository.ready(name, version))))
+        """A model's configuration."""
+        return Response(body=_json(self._control.config(name, version)))
 
-    def model_stats(self, request: HttpRequest, name: str, version: str = "") -> Response:
-        repository = self._front.repository
-        found = [repository.find(name, version)] if version else repository.versions(name)
-        if not found:
-            repository.find(name)
-        return Response(body=_json({"model_stats": [statistics_of(e.stats) for e in found]}))
+    def model_stats(self, request: HttpRequest, name: str = "", version: str = "") -> Response:
+        """Figures of one model or of all."""
+        return Response(body=_json(self._control.statistics(name, version)))
 
-    def all_stats(self, request: HttpRequest) -> Response:
-        entries = self._front.repository.entries()
-        return Response(body=_json({"model_stats": [statistics_of(e.stats) for e in entries]}))
+    # Inference.
 
     def infer(self, request: HttpRequest, name: str, version: str = "") -> None:
-        """Run a network on tensors."""
+        """Run a network on tensors, or find objects in pictures."""
         front = self._front
-        entry = front.repository.ready(name, version)
-        text = request.head.headers.get("inference-header-content-length")
-        asked = read_infer(request.body, _header_bytes(text), front.regions)
-        if front.pictures.is_pictures(entry, asked):
-            front.pictures.infer(request, entry, asked)
-            return
-        schedule = schedule_of(asked.parameters)
-        wanted = check_inputs(entry, asked)
-        key = entry.key
-
-        def make(number: int, payload: bytes, block: int, capacity: int) -> Infer:
-            return Infer(number, key, asked.inputs, wanted, payload, block, capacity)
+        face = front.repository.ready(name, version)
+        headers = request.head.headers
+        body = body_of(request, front.http_limits.max_body_bytes)
+        header = headers.get("inference-header-content-length")
+        asked = read_infer(body, _header_bytes(header), front.regions.find)
 
         def on_end(reply: Any, content: bytes) -> None:
             if isinstance(reply, Problem):
                 request.fail(reply)
                 return
             try:
-                header, body = write_infer(entry.name, entry.version, asked, reply, content)
+                num, answer = write_infer(face.name, face.version, asked, reply, content)
             except Exception as exc:
                 front.fail(request, exc)
                 return
-            answer(request, header, body)
+            if num is None:
+                request.respond(200, answer)
+            else:
+                line = _BINARY_LINE.format(num)
+                request.respond(200, answer, "application/octet-stream", line)
 
-        job = Job(entry, asked.parts, asked.num_bytes, make, on_end, schedule)
-        request.on_gone = lambda: front.dispatcher.cancel(job)
-        front.dispatcher.submit(job)
+        schedule = schedule_of(asked.parameters)
+        request.on_gone = start_infer(front.dispatcher, face, asked, schedule, on_end)
+
+    # Models.
+
+    def index(self, request: HttpRequest) -> Response:
+        """The models and their states."""
+        return Response(body=_json(self._control.index(_read(request).ready)))
+
+    async def load(self, request: HttpRequest, name: str) -> Response:
+        """Load a model."""
+        await self._control.load(name, _read(request).parameters)
+        return Response()
+
+    async def unload(self, request: HttpRequest, name: str) -> Response:
+        """Unload a model."""
+        parameters = _read(request).parameters
+        parameters.pop("unload_dependents", None)
+        await self._control.unload(name, parameters)
+        return Response()
+
+    # Shared memory.
+
+    def memory_status(self, request: HttpRequest, name: str = "") -> Response:
+        """Regions that are registered."""
+        return Response(body=_json(self._front.regions.status(name)))
+
+    def memory_register(self, request: HttpRequest, name: str) -> Response:
+        """Register a region."""
+        asked = _read(request)
+        self._front.regions.register(name, asked.key, asked.offset, asked.byte_size)
+        return Response()
+
+    async def memory_unregister(self, request: HttpRequest, name: str = "") -> Response:
+        """Forget a region, or all."""
+        await self._control.unregister(name)
+        return Response()
+
+    def cuda_status(self, request: HttpRequest, name: str = "") -> Response:
+        """Regions on GPUs that are registered."""
+        return Response(body=b"[]")
+
+    def cuda_register(self, request: HttpRequest, name: str) -> Response:
+        """Register a region on a GPU."""
+        raise self._control.no_cuda_memory()
+
+    def cuda_unregister(self, request: HttpRequest, name: str = "") -> Response:
+        """Forget a region on a GPU, or all."""
+        return Response()
+
+    # Settings.
+
+    def log_settings(self, request: HttpRequest) -> Response:
+        """What is logged."""
+        return Response(body=_json(self._control.log_settings({})))
+
+    def change_log_settings(self, request: HttpRequest) -> Response:
+        """Change what is logged."""
+        return Response(body=_json(self._control.log_settings(_object(request))))
+
+    def trace_settings(self, request: HttpRequest, name: str = "") -> Response:
+        """How calls are traced."""
+        return Response(body=_json(self._control.trace_settings({})))
+
+    def change_trace_settings(self, request: HttpRequest, name: str = "") -> Response:
+        """Change how calls are traced."""
+        return Response(body=_json(self._control.trace_settings(_object(request))))
 
 
-def answer(request: HttpRequest, header: int | None, body: bytes) -> None:
-    """Send an infer answer."""
-    if header is None:
-        request.respond(200, body)
-    else:
-        request.respond(200, body, "application/octet-stream", _BINARY_LINE.format(header))
+def body_of(request: HttpRequest, max_bytes: int) -> bytes:
+    """A request's body, out of its compression if it has one.
+
+    Raises:
+        Problem: The compression is not known, or wrong, or hides more than is allowed.
+    """
+    encoding = request.head.headers.get("content-encoding", "identity").lower()
+    if encoding in ("", "identity"):
+        return request.body
+    if encoding not in ("gzip", "deflate"):
+        raise Problem(
+            "media",
+            "content-encoding must be gzip, deflate or identity",
+            f"it is {encoding[:40]!r}",
+            "send the body as it is",
+        )
+    engine = zlib.decompressobj(31 if encoding == "gzip" else 15)
+    try:
+        found = engine.decompress(request.body, max_bytes + 1)
+    except zlib.error as exc:
+        raise Problem(
+            "input", f"the body must be {encoding}", f"it is not ({exc})", "compress it again"
+        ) from exc
+    if len(found) > max_bytes:
+        raise Problem(
+            "large",
+            f"a body must have at most {max_bytes} bytes",
+            "this one has more when it is unpacked",
+            "send less, or raise --max-body-mb",
+        )
+    if not engine.eof:
+        raise Problem("input", f"the body must be {encoding}", "it breaks off", "send all of it")
+    return found
+
+
+def _read(request: HttpRequest) -> _Control:
+    """The body as JSON; none is as good as {}."""
+    try:
+        return msgspec.json.decode(body_of(request, 1 << 20) or b"{}", type=_Control)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise Problem(
+            "input", "the body must be a JSON object", f"it is not ({exc})", "correct it"
+        ) from exc
+
+
+def _object(request: HttpRequest) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body_of(request, 1 << 20) or b"{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise Problem(
+            "input", "the body must be a JSON object", f"it is not ({exc})", "correct it"
+        ) from exc
 
 
 def _header_bytes(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from saccade.errors import BackendUnavailable, InputError, SaccadeError
 from saccade.server.app import Front
 from saccade.server.http import HttpConnection
+from saccade.server.http2 import Http2Connection
 from saccade.server.options import ModelSource, ServeOptions
 from saccade.server.problems import Problem
 
@@ -66,8 +67,16 @@ async def _serve(
     servers: list[Any] = []
     try:
         await front.start_engines()
-        servers.append(await _listen(front, options, loop))
-        host, port = servers[0].sockets[0].getsockname()[:2]
+        addresses = {}
+        for kind, make, port in (
+            ("http", lambda: HttpConnection(front), options.http_port),
+            ("grpc", lambda: Http2Connection(front.grpc), options.grpc_port),
+        ):
+            if port is not None:
+                server = await _listen(make, options, port, loop)
+                servers.append(server)
+                at = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+                addresses[kind] = f"http://{at}" if kind == "http" else at
         for source in sources:
             try:
                 await front.load(source)
@@ -75,7 +84,7 @@ async def _serve(
                 raise SaccadeError(f"{source.name}: {problem}") from problem
         front.is_ready = True
         if on_ready is not None:
-            on_ready(front, {"http": f"http://{host}:{port}"})
+            on_ready(front, addresses)
         await stop.wait()
     finally:
         for server in servers:
@@ -86,13 +95,13 @@ async def _serve(
                 loop.remove_signal_handler(number)
 
 
-async def _listen(front: Front, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> Any:
+async def _listen(
+    make: Callable[[], Any], options: ServeOptions, port: int, loop: asyncio.AbstractEventLoop
+) -> Any:
     try:
-        return await loop.create_server(
-            lambda: HttpConnection(front), options.host, options.http_port, backlog=1024
-        )
+        return await loop.create_server(make, options.host, port, backlog=1024)
     except OSError as exc:
         raise InputError(
-            f"{options.host}:{options.http_port} must be free to listen on, it is not "
+            f"{options.host}:{port} must be free to listen on, it is not "
             f"({exc.strerror or exc}); choose another with --host and --port"
         ) from exc

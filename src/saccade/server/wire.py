@@ -39,11 +39,13 @@ class Region(msgspec.Struct, frozen=True, array_like=True):
         key: What the client calls the memory object.
         offset: Where the piece starts.
         num_bytes: Its length.
+        name: Under which the client registered it.
     """
 
     key: str
     offset: int
     num_bytes: int
+    name: str = ""
 
 
 class TensorPart(msgspec.Struct, frozen=True, array_like=True):
