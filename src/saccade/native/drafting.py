@@ -51,7 +51,7 @@ def drafted(
     place_copies(draft)
     forward_copies(draft)
     chain_pools(draft)
-    fuse_boxes(draft)
+    fuse_boxes(draft, can_run)
     half = TYPES[precision]
     if half != "float32":
         set_precision(draft, half)

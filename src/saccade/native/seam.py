@@ -219,13 +219,12 @@ class Way(Protocol):
 
 
 class Kernels(Protocol):
-    """All implementations there are.
+    """All implementations there are."""
 
-    Attributes:
-        version: Changes when any kernel does: part of the timing cache's key.
-    """
-
-    version: str
+    @property
+    def version(self) -> str:
+        """Changes when any kernel does: part of the timing cache's key."""
+        ...
 
     def ways(self, step: Step, target: Target) -> tuple[Way, ...]:
         """Ways to run a step, always in one order, most promising first; () if there is none."""

@@ -9,7 +9,7 @@ Source: Li et al., Generalized Focal Loss, 2020 (the expectation over bins).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -27,12 +27,12 @@ FORMS = ("cxcywh", "xyxy")
 TOLERANCE = 1e-3
 
 
-def fuse_boxes(draft: Draft) -> None:
-    """Replace each box tail that this step can say."""
+def fuse_boxes(draft: Draft, can_run: Callable[[Step], bool]) -> None:
+    """Replace each box tail that this step can say, where there is a kernel for it."""
     for softmax in [step for step in draft.steps if isinstance(step, Softmax)]:
         tail = _tail(draft, softmax)
         for boxes in _candidates(draft, softmax, tail):
-            if _same(draft, softmax, tail, boxes):
+            if can_run(boxes) and _same(draft, softmax, tail, boxes):
                 at = draft.steps.index(tail[-1])
                 draft.steps[at] = boxes
                 draft.steps = [step for step in draft.steps if step not in tail]

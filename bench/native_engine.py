@@ -1,0 +1,271 @@
+"""Time the engine of our own beside its peers on this GPU; every answer is checked before.
+
+Run on a machine with a GPU and PyTorch, from the repository's root, for one network:
+
+    python -m bench.native_engine cells_640.onnx --batch 32 1 --json FILE --peers
+
+Contenders take the prepared FP32 input (n, 3, h, w) and give the graph's raw outputs: the engine,
+and with --peers torch.compile (default and max-autotune) and eager in a CUDA graph through the back
+end `torch`, all FP16. Rounds of replays in turn; the median of each. The answers are compared with
+the engine's plan computed on the CPU in FP32, on fresh inputs, with outputs poisoned before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade.cuda import driver
+from saccade.cuda.runtime import Device
+from saccade.graph.passes.fold_focus import fold_focus
+from saccade.graph.passes.free_batch import free_batch
+from saccade.graph.passes.loading import load_tidy
+from saccade.graph.reading import read_model
+from saccade.native.build import build
+from saccade.native.drafting import drafted
+from saccade.native.floors import floor_us
+from saccade.native.memory import placed
+from saccade.native.reference import interpret
+from saccade.types import Plan
+
+ROUNDS = 7
+ROUND_MS = 60.0
+
+
+def shapes_of(model: Any, batch: int) -> dict[str, tuple[int, ...]]:
+    """Input shapes for a batch; a second input holds two numbers per picture."""
+    shapes = {}
+    for spec in model.inputs:
+        sizes = [batch, *(s if isinstance(s, int) else 2 for s in spec.shape[1:])]
+        shapes[spec.name] = tuple(sizes)
+    return shapes
+
+
+def feeds_of(model: Any, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Random pictures: smooth, so that a trained network sees something."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for spec in model.inputs:
+        shape = shapes[spec.name]
+        if len(shape) == 4:
+            n, c, h, w = shape
+            small = rng.random((n, c, -(-h // 16), -(-w // 16)), dtype=np.float32)
+            feeds[spec.name] = small.repeat(16, 2).repeat(16, 3)[:, :, :h, :w].copy()
+        else:
+            feeds[spec.name] = np.full(shape, 640, spec.dtype)
+    return feeds
+
+
+def put(pointer: int, array: np.ndarray) -> None:
+    array = np.ascontiguousarray(array)
+    copy = driver.bindings().cuMemcpyHtoD
+    driver.call("copying", copy, pointer, array.ctypes.data, array.nbytes)
+
+
+def get(buffer: Any) -> np.ndarray:
+    array = np.empty(buffer.shape, buffer.dtype)
+    copy = driver.bindings().cuMemcpyDtoH
+    driver.call("copying", copy, array.ctypes.data, buffer.pointer, buffer.num_bytes)
+    return array
+
+
+def answers(engine: Any, feeds: dict[str, np.ndarray], stream: Any) -> dict[str, np.ndarray]:
+    """One inference with poisoned outputs."""
+    for name, array in feeds.items():
+        buffer = engine.inputs[name]
+        array = array.astype(buffer.dtype)
+        if buffer.shape != array.shape:
+            array = array.transpose(0, 2, 3, 1)
+        put(buffer.pointer, array)
+    for buffer in engine.outputs.values():
+        fill = driver.bindings().cuMemsetD8
+        driver.call("poisoning", fill, buffer.pointer, 0xFF, buffer.num_bytes)
+    driver.call("waiting", driver.bindings().cuCtxSynchronize)
+    engine.enqueue(stream.handle)
+    stream.synchronize()
+    return {name: get(buffer) for name, buffer in engine.outputs.items()}
+
+
+def errors(found: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+    """Relative error in the Euclidean norm, per output."""
+    made = {}
+    for name, array in want.items():
+        difference = np.linalg.norm((found[name].astype(np.float64) - array).ravel())
+        made[name] = float(difference / max(np.linalg.norm(array.astype(np.float64).ravel()), 1e-9))
+    return made
+
+
+def timed(contenders: dict[str, Any], device: Device) -> dict[str, dict[str, float]]:
+    """Milliseconds per inference, in rounds in turn."""
+    stream = device.stream()
+    start, stop = device.event(is_timed=True), device.event(is_timed=True)
+
+    def run(engine: Any, times: int) -> float:
+        start.record(stream)
+        for _ in range(times):
+            engine.enqueue(stream.handle)
+        stop.record(stream)
+        stream.synchronize()
+        return stop.ms_since(start) / times
+
+    times = {}
+    for name, engine in contenders.items():
+        run(engine, 3)
+        times[name] = max(3, int(ROUND_MS / max(run(engine, 5), 1e-3)))
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, engine in contenders.items():
+            samples[name].append(run(engine, times[name]))
+    return {
+        name: {"ms": statistics.median(found), "low": min(found), "high": max(found)}
+        for name, found in samples.items()
+    }
+
+
+def table_of(engine: Any) -> list[dict[str, Any]]:
+    """What each step fuses, its way, time and floor."""
+    return [
+        {
+            "step": type(step).__name__,
+            "label": step.label,
+            "reads": [list(v.shape) for v in (step.x,)] if hasattr(step, "x") else [],
+            "writes": [list(v.shape) for v in (step.y,)] if hasattr(step, "y") else [],
+            "way": choice.way,
+            "us": round(choice.us, 2),
+            "floor_us": round(floor_us(step), 2),
+            "others": [(name, round(us, 2)) for name, us in choice.others[:6]],
+        }
+        for step, choice in zip(engine.plan.steps, engine.choices, strict=True)
+    ]
+
+
+def peers(model_path: Path, batch: int, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """Engines of the back end `torch`."""
+    from saccade import backends
+
+    model = read_model(model_path)
+    made = {}
+    for name, compiler in (
+        ("torch eager graph", "none"),
+        ("torch.compile", "inductor"),
+        ("torch.compile max-autotune", "max-autotune"),
+    ):
+        plan = Plan("torch", "fp16", batch, device="cuda:0", options=(("compile", compiler),))
+        start = time.perf_counter()
+        try:
+            made[name] = backends.get("torch").load_device(model, plan, size_hw)
+        except Exception as exc:
+            print(name, "failed:", str(exc)[:300], flush=True)
+        print(name, f"built in {time.perf_counter() - start:.1f} s", flush=True)
+    return made
+
+
+def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One network, one batch."""
+    model = read_model(path)
+    proto = load_tidy(model)
+    is_fixed = all(spec.shape[0] == 1 for spec in model.inputs)
+    if is_fixed and batch > 1:
+        proto = free_batch(proto, model_path=path)
+    fold_focus(proto)
+    shapes = shapes_of(model, batch)
+    wanted = Plan("native", args.precision, batch, device="cuda:0")
+    from saccade.native.kernels.registry import KERNELS
+
+    start = time.perf_counter()
+    made = build(proto, shapes, wanted, KERNELS)
+    built_s = time.perf_counter() - start
+    start = time.perf_counter()
+    again = build(proto, shapes, wanted, KERNELS)
+    again_s = time.perf_counter() - start
+    same = [c.way for c in made.choices] == [c.way for c in again.choices]
+    again.engine.close()
+    device = Device(0)
+    stream = device.stream()
+    reference = placed(drafted(proto, shapes_of(model, min(batch, 2)), "fp32"))
+    feeds = feeds_of(model, shapes, 7)
+    small = {name: array[: min(batch, 2)] for name, array in feeds.items()}
+    want = interpret(reference, small)
+
+    def check(engine: Any) -> dict[str, float]:
+        found = answers(engine, feeds, stream)
+        cut = {n: a[: min(batch, 2)] for n, a in found.items()}
+        if any(np.isnan(a).any() for a in found.values() if a.dtype.kind == "f"):
+            return {"nan": float("nan")}
+        return errors(cut, want)
+
+    row: dict[str, Any] = {
+        "model": path.stem,
+        "batch": batch,
+        "precision": args.precision,
+        "build_s": built_s,
+        "again_s": again_s,
+        "same_choices": same,
+        "arena_bytes": made.plan.arena_bytes,
+        "arrangements": [
+            (o.num_streams, o.is_chained, round(us, 1)) for o, us in made.arrangements
+        ],
+        "errors": {"native": check(made.engine)},
+    }
+    print({k: v for k, v in row.items()}, flush=True)
+    contenders: dict[str, Any] = {"native": made.engine}
+    if args.peers:
+        hw = shapes[model.inputs[0].name][2:]
+        source = path
+        if is_fixed and batch > 1:
+            import onnx
+
+            source = Path(f"/tmp/{path.stem}-b{batch}.onnx")
+            onnx.save(proto, source)
+        for name, engine in peers(source, batch, (hw[0], hw[1])).items():
+            row["errors"][name] = check(engine)
+            contenders[name] = engine
+    row["times"] = timed(contenders, device)
+    row["steps"] = table_of(made)
+    for name, found in row["times"].items():
+        rate = batch * 1000 / found["ms"]
+        print(f"{path.stem} b{batch} {name}: {found['ms']:.4f} ms, {rate:,.0f} pictures/s, errors",
+              row["errors"][name], flush=True)  # fmt: skip
+    total = sum(step["us"] for step in row["steps"])
+    floor = sum(step["floor_us"] for step in row["steps"])
+    print(f"sum of steps {total:.1f} us, floor {floor:.1f} us", flush=True)
+    for step in sorted(row["steps"], key=lambda step: -step["us"])[: args.top]:
+        print("  ", step["step"], step["reads"], step["writes"], step["way"], step["us"],
+              step["floor_us"], step["label"][:40], flush=True)  # fmt: skip
+    for engine in contenders.values():
+        engine.close()
+    return row
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 1])
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--top", type=int, default=12)
+    parser.add_argument("--limit-s", type=int, default=300)
+    args = parser.parse_args()
+    faulthandler.dump_traceback_later(args.limit_s, exit=True)
+    rows = []
+    for path in args.models:
+        for batch in args.batch:
+            try:
+                rows.append(run_case(path, batch, args))
+            except Exception as exc:
+                print(f"{path.stem} b{batch} FAILED: {str(exc)[:1000]}", flush=True)
+                rows.append({"model": path.stem, "batch": batch, "failed": str(exc)[:1000]})
+            args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Our own engine on NVIDIA GPUs: from the ONNX graph to one CUDA graph of kernels chosen here.
+
+The work is done in `saccade.native`. Computes in FP16, BF16 or FP32 with FP32 sums, boxes decoded
+in FP32. The first load of a model on a card measures its kernels; the times are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saccade.backends._shapes import check_batch, default_batch, has_fixed_batch, static_shape
+from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
+from saccade.types import (
+    Availability,
+    DeviceEngine,
+    Engine,
+    Fallback,
+    Model,
+    Plan,
+    Precision,
+    Slot,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from saccade.native.build import Engine as Built
+
+__all__ = ["BACKEND", "NativeBackend"]
+
+
+class NativeBackend:
+    """The engine of `saccade.native`, fed with arrays (`load`) or pointers (`load_device`)."""
+
+    name = "native"
+    precisions: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+
+    def probe(self) -> Availability:
+        try:
+            from saccade.cuda.compile import nvrtc_version
+            from saccade.cuda.runtime import Device
+
+            major, minor = nvrtc_version()
+            with Device(0) as device:
+                return Availability(True, f"NVRTC {major}.{minor} on {device.name}")
+        except SaccadeError as exc:
+            return Availability(False, str(exc))
+
+    def supports(self, model: Model) -> Availability:
+        probed = self.probe()
+        if not probed.ok:
+            return probed
+        try:
+            plan = Plan(self.name, "fp16", default_batch(model), device="cuda:0")
+            self.load(model, plan).close()
+        except SaccadeError as exc:
+            return Availability(False, str(exc))
+        return probed
+
+    def load(self, model: Model, plan: Plan) -> Engine:
+        _check(self.probe(), model, plan)
+        return HostEngine(model, plan)
+
+    def load_device(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
+        _check(self.probe(), model, plan)
+        return built(_read(model), model, plan, size_hw).engine
+
+
+def _check(probed: Availability, model: Model, plan: Plan) -> None:
+    if not probed.ok:
+        raise BackendUnavailable(f"back end 'native' cannot be used: {probed.reason}")
+    if plan.options:
+        raise InputError(
+            "back end 'native' takes no options, got options "
+            f"{', '.join(name for name, _ in plan.options)}; leave them out"
+        )
+    if not plan.device.startswith("cuda:"):
+        raise BuildError(
+            f"back end 'native' computes on device 'cuda:N', got {plan.device!r}; choose a card, "
+            "or another back end"
+        )
+    check_batch(model, plan.batch)
+
+
+def _read(model: Model) -> onnx.ModelProto:
+    from saccade.graph.passes.fold_focus import fold_focus
+    from saccade.graph.passes.loading import load_tidy
+
+    proto = load_tidy(model)
+    fold_focus(proto)
+    return proto
+
+
+def built(proto: onnx.ModelProto, model: Model, plan: Plan, size_hw: tuple[int, int]) -> Built:
+    """Measure and load; with what was measured, for those who look at it."""
+    from saccade.native.build import build
+    from saccade.native.kernels.registry import KERNELS
+
+    shapes = {spec.name: static_shape(spec.shape, plan.batch, size_hw) for spec in model.inputs}
+    return build(proto, shapes, plan, KERNELS)
+
+
+class HostEngine:
+    """The device engine behind arrays: copies there and back around each inference.
+
+    Each size of picture gets its engine when first asked for. Slots take turns on it.
+    """
+
+    def __init__(self, model: Model, plan: Plan) -> None:
+        self.plan = plan
+        self.fallbacks: tuple[Fallback, ...] = ()
+        self._model = model
+        self._proto: onnx.ModelProto | None = _read(model)
+        self._engines: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+        if all(isinstance(size, int) for spec in model.inputs for size in spec.shape[1:]):
+            # Sizes are known, so whether an engine can be built is known now.
+            self._engine((0, 0))
+
+    def open_slot(self, size_hw: tuple[int, int]) -> Slot:
+        return HostSlot(self._model, self.plan, self._engine(size_hw), self._lock)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines, self._proto = {}, None
+
+    def _engine(self, size_hw: tuple[int, int]) -> DeviceEngine:
+        with self._lock:
+            if self._proto is None:
+                raise EngineError("this engine is closed; load the model again")
+            key = (0, 0) if (0, 0) in self._engines else size_hw
+            if key not in self._engines:
+                made = built(self._proto, self._model, self.plan, size_hw)
+                self._engines[key] = made.engine
+            found: DeviceEngine = self._engines[key]
+            return found
+
+
+class HostSlot:
+    """Static arrays in pinned memory, copied to the card and back."""
+
+    def __init__(
+        self, model: Model, plan: Plan, engine: DeviceEngine, lock: threading.Lock
+    ) -> None:
+        from saccade.cuda.runtime import Device
+
+        self._device = Device(int(plan.device.partition(":")[2] or 0))
+        self._stream = self._device.stream()
+        self._engine, self._lock, self._batch = engine, lock, plan.batch
+        self._is_fixed = has_fixed_batch(model)
+        self._pinned = {
+            name: self._device.pinned(buffer.num_bytes)
+            for name, buffer in (*engine.inputs.items(), *engine.outputs.items())
+        }
+        self._arrays = {
+            name: self._pinned[name].array.view(buffer.dtype).reshape(buffer.shape)
+            for name, buffer in (*engine.inputs.items(), *engine.outputs.items())
+        }
+        self.inputs: Mapping[str, np.ndarray] = {n: self._arrays[n] for n in engine.inputs}
+
+    def run(self, num: int) -> Mapping[str, np.ndarray]:
+        engine, stream = self._engine, self._stream
+        with self._lock:
+            self._device.make_current()
+            for name, buffer in engine.inputs.items():
+                stream.upload(buffer.pointer, self._pinned[name], buffer.num_bytes)
+            engine.enqueue(stream.handle)
+            for name, buffer in engine.outputs.items():
+                stream.download(self._pinned[name], buffer.pointer, buffer.num_bytes)
+            stream.synchronize()
+        arrays = {name: self._arrays[name] for name in engine.outputs}
+        if num == self._batch or self._is_fixed:
+            return arrays
+        return {n: a[:num] if a.ndim and len(a) == self._batch else a for n, a in arrays.items()}
+
+
+BACKEND = NativeBackend()
