@@ -219,7 +219,8 @@ def test_the_fastest_right_answer_wins(tmp_path):
 
 def test_hangs_and_memory_eaters_are_rows_and_fp32_is_the_honest_answer(tmp_path):
     task = Task(tmp_path, mean_color_detector)
-    outcome = task.search("wrong_hang", "wrong_eater", "wrong_shifted", "wrong_slow", patience_s=5)
+    names = ("wrong_hang", "wrong_eater", "wrong_shifted", "wrong_slow")
+    outcome = task.search(*names, patience_s=5, budget_s=90.0)
     errors = {row.candidate.plan.backend: row.error for row in outcome.rows if row.error}
     assert errors["wrong_hang"].startswith("hung: no answer to 'load'")
     assert errors["wrong_eater"].startswith("out of memory")

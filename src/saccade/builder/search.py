@@ -31,6 +31,9 @@ from saccade.errors import BuildError
 
 __all__ = ["find_fastest"]
 
+# Probing must leave time to judge what it found, and to compare it.
+_SHARE_LEFT = 0.4
+
 
 def find_fastest(trials: Trials) -> Outcome:
     """Find the fastest deployment that passes. What is found goes to the trials' state at once.
@@ -103,7 +106,7 @@ def _probe_all(trials: Trials) -> list[Candidate]:
         row = trials.row(candidate)
         if row.speed is not None or row.status != "waiting" or candidate == trials.reference:
             continue
-        if trials.budget.left_s <= 0:
+        if trials.budget.left_s <= _SHARE_LEFT * trials.budget.total_s:
             trials.drop(candidate, "time was up before it was tried")
             continue
         trials.probe(candidate)
