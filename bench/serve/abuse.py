@@ -37,9 +37,11 @@ from bench.serve.cases import CASES
 from bench.serve.contenders import saccade
 from bench.serve.harness import same
 from bench.serve.http import kserve_request, post, read_kserve
+from bench.serve.load import Requests, run_load
 from bench.serve.server import Server, exchange, free_port
 
-NUM_GOOD, NUM_TENSOR, NUM_BAD = 48, 4, 8
+NUM_GOOD, NUM_TENSOR, NUM_BAD = 8, 4, 8
+FLOOD_CONNECTIONS, FLOOD_S = 512, 10.0
 ANSWER_S = 60.0  # a request that has no answer after this long has none
 MAX_MEMORY_DRIFT, MAX_RECOVERY_S = 0.05, 2.0
 SAMPLE_S = 2.0
@@ -122,8 +124,10 @@ class Tally:
     def fault(self, kind: str, what: str) -> None:
         self.num_faults += 1
         self.counts[f"{kind}: FAULT"] += 1
-        if len(self.faults) < 20:
-            self.faults.append(f"{kind}: {what}")
+        text = f"{kind}: {what}"
+        is_new = not any(text[:80] == known[:80] for known in self.faults)
+        if is_new and len(self.faults) < 20:
+            self.faults.append(text)
 
 
 class Abuse:
@@ -138,6 +142,7 @@ class Abuse:
         self.paths = paths
         self.jpegs = [Path(path).read_bytes() for path in paths]
         self.requests = [saccade.request(self.case, jpeg) for jpeg in self.jpegs]
+        self.flood_requests = Requests("abuse_flood", self.requests)
         self.expected: list[Any] = []
         self.seen_bodies: dict[tuple[int, bytes], bool] = {}
         self.tensor = np.random.default_rng(seed).integers(0, 255, (1, 3, 192, 192))
@@ -364,6 +369,31 @@ class Abuse:
             self.memory.append(sample)
             await asyncio.sleep(SAMPLE_S)
 
+    async def flood(self, rate: float) -> None:
+        """More than the server can do, from the load generator; its log is checked afterwards."""
+        seed = 0
+        while self.left_s() > 1.0:
+            seed += 1
+            load = await asyncio.to_thread(
+                run_load,
+                self.flood_requests,
+                self.server.port,
+                connections=FLOOD_CONNECTIONS,
+                seconds=min(FLOOD_S, self.left_s()),
+                rate=rate,
+                seed=seed,
+            )
+            for answer in load.answers:
+                if answer.status in REFUSED:
+                    self.tally.saw("flood", f"refused with {answer.status}")
+                elif answer.status != 200:
+                    self.tally.fault("flood", f"status {answer.status}: {answer.body[:200]!r}")
+                elif self.is_right(answer.index, answer.body):
+                    self.tally.saw("flood", "right")
+                else:
+                    self.tally.fault("flood", f"wrong answer to picture {answer.index}")
+                await asyncio.sleep(0)
+
     # What they share.
 
     def is_over(self) -> bool:
@@ -417,7 +447,7 @@ class Abuse:
         else:
             self.tally.fault(kind, f"{name}: {status}, no problem document: {body[:200]!r}")
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self, rate: float) -> dict[str, Any]:
         self.begun = time.monotonic()
         kinds: list[tuple[Callable[[int], Awaitable[None]], int]] = [
             (self.good, NUM_GOOD),
@@ -433,6 +463,8 @@ class Abuse:
             for client, num in kinds:
                 for index in range(num):
                     group.create_task(client(index))  # type: ignore[arg-type]
+            if rate:
+                group.create_task(self.flood(rate))
             group.create_task(self.killer())
             group.create_task(self.weigher())
         used_s = self.server.cpu_s() - before_s
@@ -495,6 +527,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--kill-every", type=float, default=60.0)
+    parser.add_argument(
+        "--flood", type=float, default=450.0, help="requests/s beside the others; 0 needs no gcc"
+    )
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument(
         "--only-right",
@@ -509,7 +544,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         abuse = Abuse(server, args.seconds, args.kill_every, args.seed)
         abuse.learn()
-        report = asyncio.run(abuse.run())
+        report = asyncio.run(abuse.run(args.flood))
     finally:
         server.close()
     report = {"schema": 1, "environment": machine, "kill_every_s": args.kill_every, **report}

@@ -9,10 +9,10 @@ rounds in turns, all other servers stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -27,7 +27,8 @@ from bench.cases import ROOT, WORK
 from bench.child import PEERS
 from bench.serve.cases import CASES
 from bench.serve.harness import say, spread
-from bench.serve.http import kserve_request, read_kserve
+from bench.serve.http import kserve_request, post, read_kserve
+from bench.serve.load import Requests, run_load
 from bench.serve.server import Launch, Server, ServerError, exchange, free_port
 
 SHAPE = [1, 256]  # of float32: 1 KB
@@ -38,10 +39,11 @@ LABELS = {
     "pytriton": "PyTriton",
     "mlserver": "MLServer",
 }
-# MLServer reads and writes JSON over REST; it knows binary tensors over gRPC only.
+# MLServer reads and writes JSON over REST, and lacks the configuration that perf_analyzer asks for.
 JSON_ONLY = {"mlserver"}
 INTERVAL_MS = 1500
 TRIALS = 3
+LOAD_S = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,7 +137,8 @@ def make_model(folder: Path) -> Path:
         [helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, SHAPE)],
     )
     path = folder / "identity.onnx"
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]), str(path))
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(made, opset_imports=opset, ir_version=10), str(path))
     return path
 
 
@@ -146,21 +149,18 @@ def check_both(name: str, server: Server) -> None:
         ServerError: It did not come back as it went.
     """
     values = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-    path = "/v2/models/identity/infer"
-    request = kserve_request(path, {"INPUT0": ("FP32", SHAPE, values.tobytes())})
-    if name in JSON_ONLY:
-        request = json_request(path, values)
+    request = identity_request(name, values)
     server.wait_ready(request)
-    over_http = read_kserve(exchange(server.port, request)[1])["OUTPUT0"]
-    if not np.array_equal(over_http.reshape(SHAPE), values):
+    if not is_same(exchange(server.port, request)[1], values):
         raise ServerError(f"{name}: another tensor came back over HTTP")
     if not np.array_equal(over_grpc(server.extra["grpc"], values), values):
         raise ServerError(f"{name}: another tensor came back over gRPC")
 
 
-def json_request(path: str, values: np.ndarray) -> bytes:
-    from bench.serve.http import post
-
+def identity_request(name: str, values: np.ndarray) -> bytes:
+    path = "/v2/models/identity/infer"
+    if name not in JSON_ONLY:
+        return kserve_request(path, {"INPUT0": ("FP32", SHAPE, values.tobytes())})
     tensor = {"name": "INPUT0", "datatype": "FP32", "shape": SHAPE, "data": values.ravel().tolist()}
     body = json.dumps({"inputs": [tensor]}).encode()
     return post(path, body, Content_Type="application/json")
@@ -179,10 +179,37 @@ def over_grpc(port: int, values: np.ndarray) -> np.ndarray:
 
 def one_round(entry: dict[str, Any], name: str, server: Server, concurrency: int) -> None:
     server.release()
-    for protocol, port in (("http", server.port), ("grpc", server.extra["grpc"])):
-        result = analyze(name, server, protocol, port, concurrency)
+    results = {"load": with_load(name, server, concurrency)}
+    if name not in JSON_ONLY:
+        results["http"] = analyze(name, server, "http", server.port, concurrency)
+        results["grpc"] = analyze(name, server, "grpc", server.extra["grpc"], concurrency)
+    for protocol, result in results.items():
         entry.setdefault(protocol, {}).setdefault("rounds", []).append(result)
         say(f"{name} {protocol}: {result['rate_per_s']:.0f}/s, server {result['cpu_us']:.0f} us")
+
+
+def with_load(name: str, server: Server, concurrency: int) -> dict[str, Any]:
+    """The load generator of our own over HTTP, every answer compared bit by bit."""
+    values = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    requests = Requests(f"identity_{name}", [identity_request(name, values)])
+    run_load(requests, server.port, connections=concurrency, seconds=0.5)
+    before_s = server.cpu_s()
+    load = run_load(requests, server.port, connections=concurrency, seconds=LOAD_S)
+    server_s, num = server.cpu_s() - before_s, len(load.good())
+    right = {body: is_same(body, values) for body in {answer.body for answer in load.good()}}
+    if num != len(load.answers) or not all(right.values()):
+        raise ServerError(f"{name}: {len(load.answers) - num} answers missing, or wrong ones")
+    return {
+        "rate_per_s": round(load.rate(), 1),
+        "p50_us": round(1e3 * load.latency_ms(50), 1),
+        "p99_us": round(1e3 * load.latency_ms(99), 1),
+        "cpu_us": round(1e6 * server_s / num, 2),
+        "client_cpu_us": round(1e6 * load.cpu_s / num, 2),
+    }
+
+
+def is_same(body: bytes, values: np.ndarray) -> bool:
+    return np.array_equal(read_kserve(body)["OUTPUT0"].reshape(SHAPE), values)
 
 
 def analyze(
@@ -190,25 +217,21 @@ def analyze(
 ) -> dict[str, Any]:
     """One call of perf_analyzer."""
     folder = PEERS / "serve_perf_analyzer"
-    report = WORK / f"perf_{name}_{protocol}.csv"
-    report.unlink(missing_ok=True)
     command = [str(folder / "perf_analyzer"), "-m", "identity", "-u", f"127.0.0.1:{port}"]
     command += ["-i", protocol, "-b", "1", "--concurrency-range", str(concurrency)]
-    command += ["-p", str(INTERVAL_MS), "-r", str(TRIALS), "-s", "50", "-f", str(report)]
-    if protocol == "http" and name in JSON_ONLY:
-        command += ["--input-tensor-format", "json", "--output-tensor-format", "json"]
+    command += ["-p", str(INTERVAL_MS), "-r", str(TRIALS), "-s", "999"]
     environ = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     before_s, own_before_s = server.cpu_s(), children_s()
     done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     server_s, own_s = server.cpu_s() - before_s, children_s() - own_before_s
-    if done.returncode or not report.is_file():
-        raise ServerError(f"perf_analyzer failed on {name} {protocol}: {done.stdout[-1500:]}")
-    (row,) = list(csv.DictReader(report.open()))
     num = count_of(done.stdout)
+    if not num:
+        said = done.stdout[-1500:] + done.stderr[-1500:]
+        raise ServerError(f"perf_analyzer failed on {name} {protocol}: {said}")
     return {
-        "rate_per_s": float(row["Inferences/Second"]),
-        "p50_us": float(row["p50 latency"]),
-        "p99_us": float(row["p99 latency"]),
+        "rate_per_s": last_number(r"Throughput: ([\d.]+)", done.stdout),
+        "p50_us": last_number(r"p50 latency: (\d+)", done.stdout),
+        "p99_us": last_number(r"p99 latency: (\d+)", done.stdout),
         "cpu_us": round(1e6 * server_s / num, 2),
         "client_cpu_us": round(1e6 * own_s / num, 2),
     }
@@ -217,7 +240,11 @@ def analyze(
 def count_of(text: str) -> int:
     """Requests in all measurement windows; the warm-up before them is not told and not counted."""
     lines = [line for line in text.splitlines() if "Request count:" in line]
-    return sum(int(line.rpartition(":")[2]) for line in lines) or 1
+    return sum(int(line.rpartition(":")[2]) for line in lines)
+
+
+def last_number(pattern: str, text: str) -> float:
+    return float(re.findall(pattern, text)[-1])
 
 
 def children_s() -> float:
@@ -226,7 +253,7 @@ def children_s() -> float:
 
 
 def summarize(entry: dict[str, Any]) -> None:
-    for protocol in ("http", "grpc"):
+    for protocol in ("load", "http", "grpc"):
         rounds = entry.get(protocol, {}).get("rounds", [])
         for key in rounds[0] if rounds else ():
             entry[protocol][key] = spread([row[key] for row in rounds])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from pytriton.model_config import ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig
+from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig
 
 from bench.serve.apps.pipeline import Pipeline, case_of_environment, num_instances
 
@@ -55,7 +55,9 @@ def main(http_port: int, grpc_port: int) -> None:
         allow_metrics=False,
     )
     plain = ModelConfig(batching=False)
-    with Triton(config=config) as triton:
+    # perf_analyzer reads statistics, which are closed by default.
+    security = TritonSecurityConfig(restricted_endpoints=[])
+    with Triton(config=config, security_config=security) as triton:
         triton.bind(
             "detector",
             [Detector() for _ in range(num_instances())],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+# Triton's Python does not look at PYTHONPATH, and needs NumPy before it calls anything here.
+sys.path[:0] = os.environ["MODEL_PYTHONPATH"].split(os.pathsep)
+
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         del args
-        # Triton's Python does not look at PYTHONPATH.
-        sys.path[:0] = os.environ["MODEL_PYTHONPATH"].split(os.pathsep)
         from bench.serve.apps.pipeline import Pipeline, case_of_environment
 
         self.pipeline = Pipeline(case_of_environment())
