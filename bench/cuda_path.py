@@ -1,53 +1,127 @@
 """JPEG bytes to boxes on one GPU: check the answers, then time them.
 
-Run on the machine with the GPU from the repository's root:
+    python -m bench.cuda_path prepare FOLDER                 models, pictures and the CPU's answers
+    python -m bench.cuda_path run FOLDER --json FILE [SECTION ...]      needs a CUDA device
 
-    python -m bench.cuda_path MODEL --images FOLDER --data ann.json --json FILE
-
-Answers come first: AP on the labelled pictures and agreement with ONNX Runtime in FP32 on the CPU.
-A path whose boxes do not agree is not timed.
+Answers come first: AP on the labelled pictures and agreement with ONNX Runtime in FP32 on the CPU,
+computed by `prepare`. A path whose boxes do not agree is not timed. `run` may be called several
+times with one file; each section replaces its rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import gc
 import itertools
 import json
+import os
+import pickle
+import shutil
 import statistics
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.torch_engine import MODELS, environment
 from saccade import backends
+from saccade.builder import agreement, evidence
+from saccade.builder.bootstrap import figures
 from saccade.contracts import resolve
+from saccade.cuda.nvjpeg import JpegDecoder
 from saccade.cuda.path import DevicePath, PathOptions
 from saccade.cuda.runtime import Device
+from saccade.evaluation.annotations import read_annotations
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
 from saccade.types import Contract, Detections, DeviceEngine, Model, Plan, Thresholds
-from saccade.vision.boxes import iou_matrix
 
-MIN_AGREEMENT = 0.9
+CELLS, OTHERS = (
+    "cells_640",
+    ("yolox_nano_416", "nanodet_m_320", "fastestdet_352", "deimv2_atto_320"),
+)
+MIN_AGREEMENT = 0.97
 ROUNDS = 3
+SOAK_S, SAMPLE_S = 300, 5
+STANDS_STILL_S = 60
+PICTURES = {CELLS: "bccd"}
 
 
-def agreement(ours: list[Detections], theirs: list[Detections]) -> tuple[int, float]:
-    """Boxes of the reference, and the share with a partner of the same class at IoU .9 and a score
-    within .03; the lower share of both directions."""
-    shares, num = [], 0
-    for many, few in ((theirs, ours), (ours, theirs)):
-        matched = count = 0
-        for a, b in zip(many, few, strict=True):
-            near = iou_matrix(a.boxes_xyxy, b.boxes_xyxy) >= 0.9
-            near &= a.classes[:, None] == b.classes[None]
-            near &= np.abs(a.scores[:, None] - b.scores[None]) <= 0.03
-            matched, count = matched + int(near.any(axis=1).sum()), count + len(a)
-        shares.append(matched / count if count else 1.0)
-        num = num or count
-    return num, min(shares)
+# --- on any machine -------------------------------------------------------------------------------
+
+
+def prepare(folder: Path) -> None:
+    """Write what `run` needs: models that take any batch, pictures, and the CPU's answers."""
+    import saccade
+    from bench.cases import SHARED, list_1080p, list_bccd_test, list_coco
+    from bench.torch_engine import _freed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SHARED / "datasets/bccd/annotations/test.json", folder / "bccd.json")
+    lists = {"bccd": list_bccd_test(), "coco": list_coco(), "full_hd": list_1080p()}
+    for name, paths in lists.items():
+        (folder / name).mkdir(exist_ok=True)
+        for path in paths:
+            shutil.copy(path, folder / name)
+    for name in (CELLS, *OTHERS):
+        source = SHARED / f"models/{name}.onnx"
+        shutil.copy(_freed(read_model(source)).path, folder / f"{name}.onnx")
+        pictures = sorted((folder / PICTURES.get(name, "coco")).glob("*.jpg"))
+        with saccade.load(source, preset=MODELS[name], backend="onnxruntime") as detector:
+            found = [detector(path) for path in pictures]
+            truth = [(d.boxes_xyxy, d.scores, d.classes) for d in found]
+        (folder / f"{name}.truth").write_bytes(pickle.dumps(truth))
+        print(name, len(truth), sum(len(row[1]) for row in truth), flush=True)
+
+
+# --- on the GPU -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its contract, pictures and what the CPU says of them."""
+
+    name: str
+    model: Model
+    contract: Contract
+    files: Sequence[bytes]
+    truth: Sequence[Detections]
+    folder: Path
+
+
+def case_of(folder: Path, name: str) -> Case:
+    model = read_model(folder / f"{name}.onnx")
+    contract = resolve(signature_of(model), preset=MODELS[name])
+    files = pictures_of(folder / PICTURES.get(name, "coco"))
+    truth = [Detections(*row) for row in pickle.loads((folder / f"{name}.truth").read_bytes())]
+    return Case(name, model, contract, files, truth, folder)
+
+
+def pictures_of(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+
+@contextmanager
+def loaded(
+    case: Case, batch: int, compile_: str, input_: str
+) -> Iterator[tuple[Any, DeviceEngine]]:
+    """An engine, and what a row says of it."""
+    options = tuple(sorted({"compile": compile_, "input": input_}.items()))
+    plan = Plan("torch", "fp16", batch, device="cuda:0", options=options)
+    started_s = time.perf_counter()
+    engine = backends.get("torch").load_device(case.model, plan, case.contract.input.size_hw)  # type: ignore[attr-defined]
+    row = {"model": case.name, "batch": batch, "precision": plan.precision, **dict(options)}
+    row["load_s"] = time.perf_counter() - started_s
+    try:
+        yield row, engine
+    finally:
+        engine.close()
 
 
 def engine_time_us(device: Device, engine: DeviceEngine) -> float:
@@ -70,182 +144,331 @@ def engine_time_us(device: Device, engine: DeviceEngine) -> float:
     return statistics.median(times[10:])
 
 
-def reference(model: Path, paths: list[Path]) -> list[Detections]:
-    """ONNX Runtime on the CPU, one picture at a time."""
-    import saccade
-
-    with saccade.load(model) as detector:
-        return [detector(path) for path in paths]
-
-
-def average_precision(path: DevicePath, data: Path, images: Path) -> dict[str, float]:
-    """AP of a path with thresholds for measuring, as the evaluation computes it."""
-    from saccade.evaluation.annotations import read_annotations
-    from saccade.evaluation.metrics import ImageDetections, evaluate
-
-    annotations = read_annotations(data)
-    files = [(images / image.file_name).read_bytes() for image in annotations.images]
-    found = []
-    for image, result in zip(annotations.images, path.run(files), strict=True):
-        assert result.detections is not None, result.error
-        best = slice(100)
-        # The model's classes are the categories in order, counted from 1.
-        found.append(
-            ImageDetections(
-                image.id,
-                result.detections.boxes_xyxy[best],
-                result.detections.scores[best],
-                result.detections.classes[best].astype(np.int64) + 1,
-            )
-        )
-    metrics = evaluate(annotations, [image.id for image in annotations.images], found)
-    return {"ap": float(metrics.AP or 0), "ap50": float(metrics.AP50 or 0)}
+def answers(
+    device: Device, engine: DeviceEngine, case: Case, options: PathOptions | None = None
+) -> dict[str, float]:
+    """AP of agreement with the CPU, and AP where people drew boxes, at thresholds for measuring."""
+    looks = replace(case.contract.detect, score=0.01)
+    if case.name == CELLS:
+        looks = Thresholds(score=0.01, iou=0.6, max_detections=300, multi_label=True)
+    found: list[Detections | None] = []
+    with DevicePath(device, engine, case.contract, thresholds=looks, options=options) as path:
+        for result in path.run(case.files):
+            assert result.detections is not None, result.error
+            found.append(result.detections)
+        on_gpu = path.stats.decoded_on_gpu
+    held = agreement.from_reference(case.truth, case.contract)
+    row = {
+        "agreement": figures(evidence.score(held, found))["AP"],
+        "reference_boxes": sum(len(one) for one in case.truth),
+        "decoded_on_gpu": on_gpu / len(case.files),
+    }
+    if case.name == CELLS:
+        annotations = read_annotations(case.folder / "bccd.json")
+        images = sorted(annotations.images, key=lambda image: image.id)
+        names = sorted(image.file_name for image in images)
+        in_order = [found[names.index(image.file_name)] for image in images]
+        labels = evidence.from_labels(annotations, case.contract)
+        row["ap"] = figures(evidence.score(labels, in_order))["AP"]
+    return row
 
 
-def sustained(device: Device, path: DevicePath, pictures: list[bytes], num: int) -> dict[str, Any]:
+COUNTERS = ("feeding", "launching", "decoding", "reading", "gpu_busy")
+
+
+def sustained(
+    device: Device, path: DevicePath, pictures: Sequence[bytes], num: int, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Pictures per second over a long job, and where the time went."""
     list(path.run(itertools.islice(itertools.cycle(pictures), 8 * path.batch)))
-    rounds = []
-    for _ in range(ROUNDS):
-        stats = path.stats
-        before = (
-            stats.num_batches,
-            stats.feeding_s,
-            stats.reading_s,
-            stats.gpu_busy_s,
-            stats.decoding_s,
-        )
-        allocations = path.num_allocations
-        memory = device.memory()[0]
-        start = time.perf_counter()
+    rows = []
+    for _ in range(rounds):
+        before, batches = counted(path), path.stats.num_batches
+        allocations, free = path.num_allocations, device.memory()[0]
+        start_s = time.perf_counter()
         boxes = 0
         for result in path.run(itertools.islice(itertools.cycle(pictures), num)):
             assert result.detections is not None, result.error
             boxes += len(result.detections)
-        wall = time.perf_counter() - start
-        batches = stats.num_batches - before[0]
-        rounds.append(
+        wall_s = time.perf_counter() - start_s
+        batches = path.stats.num_batches - batches
+        spent_s = {name: value - before[name] for name, value in counted(path).items()}
+        rows.append(
             {
-                "pictures_per_s": num / wall,
-                "wall_s": wall,
+                "pictures_per_s": num / wall_s,
+                "wall_s": wall_s,
                 "boxes": boxes,
                 "batches": batches,
-                "feeding_us_per_batch": (stats.feeding_s - before[1]) / batches * 1e6,
-                "decoding_us_per_batch": (stats.decoding_s - before[4]) / batches * 1e6,
-                "reading_us_per_batch": (stats.reading_s - before[2]) / batches * 1e6,
-                "gpu_us_per_batch": (stats.gpu_busy_s - before[3]) / batches * 1e6,
-                "gpu_busy": (stats.gpu_busy_s - before[3]) / wall,
+                **{f"{name}_us": spent_s[name] / batches * 1e6 for name in COUNTERS},
+                "gpu_busy": spent_s["gpu_busy"] / wall_s,
                 "allocations": path.num_allocations - allocations,
-                "device_bytes_lost": memory - device.memory()[0],
+                "device_bytes_lost": free - device.memory()[0],
             }
         )
-    rounds.sort(key=lambda r: r["pictures_per_s"])
-    return {"median": rounds[len(rounds) // 2], "rounds": rounds}
+    rows.sort(key=lambda r: r["pictures_per_s"])
+    return {"median": rows[len(rows) // 2], "rounds": rows}
 
 
-def latencies(path: DevicePath, pictures: list[Any], num: int) -> dict[str, float]:
-    """Milliseconds of single calls."""
-    times = np.empty(num)
-    source: Iterator[Any] = itertools.cycle(pictures)
+def counted(path: DevicePath) -> dict[str, float]:
+    return {name: getattr(path.stats, f"{name}_s") for name in COUNTERS}
+
+
+Write = Callable[[str, Any], None]
+
+
+def rates(device: Device, folder: Path, write: Write) -> None:
+    """The whole path with the engines of one model, by batch and number of slots."""
+    case = case_of(folder, CELLS)
+    for compile_, input_, batch in (
+        ("inductor", "plan", 32),
+        ("inductor", "channels_last", 32),
+        ("tuned", "channels_last", 64),
+    ):
+        with loaded(case, batch, compile_, input_) as (row, engine):
+            row["engine_us"] = engine_time_us(device, engine)
+            row |= answers(device, engine, case)
+            if row["agreement"] < MIN_AGREEMENT:
+                write("rates", row)
+                continue
+            for slots in (2, 4, 8) if input_ == "plan" else (4,):
+                free = device.memory()[0]
+                options = PathOptions(num_slots=slots, source_bytes=batch << 20)
+                with DevicePath(device, engine, case.contract, options=options) as path:
+                    timed = sustained(device, path, case.files, 16000)
+                    memory = {
+                        "memory_bytes": dict(path.memory_bytes),
+                        "memory_measured_bytes": free - device.memory()[0],
+                        "decoder": path.decoder.engine.name if path.decoder else "CPU",
+                    }
+                write("rates", {**row, "slots": slots, "sustained": timed, **memory})
+            if input_ == "plan":
+                full_hd(device, case, row, engine, write)
+
+
+def full_hd(device: Device, case: Case, row: Any, engine: DeviceEngine, write: Write) -> None:
+    """Large pictures: the path beside nvJPEG alone, turn by turn."""
+    files = pictures_of(case.folder / "full_hd")
+    with DevicePath(device, engine, case.contract) as path:
+        turns = []
+        for _ in range(ROUNDS):
+            alone = decoding_alone(device, files, path.batch)
+            turns.append((alone, sustained(device, path, files, 6400, rounds=1)["median"]))
+        write(
+            "full_hd",
+            {
+                **row,
+                "bytes_per_picture": statistics.mean(map(len, files)),
+                "decoded_on_gpu": path.stats.decoded_on_gpu / path.stats.num_pictures,
+                "rounds": [{"nvjpeg_pictures_per_s": alone, **path} for alone, path in turns],
+            },
+        )
+
+
+def decoding_alone(
+    device: Device, files: Sequence[bytes], batch: int, seconds: float = 1.0
+) -> float:
+    """Pictures per second of nvJPEG on an idle card."""
+    own = device.share()
+    try:
+        size = 1920 * 1080 * 3 + 256
+        base = np.uint64(own.arena({"pixels": batch * size}).base)
+        targets = base + np.arange(batch, dtype=np.uint64) * np.uint64(size)
+        pitches = np.full(batch, 1920 * 3, np.uint64)
+        decoder, stream = JpegDecoder(own, batch), own.stream(is_urgent=True)
+        source = itertools.cycle(files)
+        num, start_s = -3, 0.0
+        while num <= 0 or time.perf_counter() - start_s < seconds:
+            if num == 0:
+                start_s = time.perf_counter()
+            decoder.decode(stream, list(itertools.islice(source, batch)), targets, pitches)
+            num += 1
+        wall_s = time.perf_counter() - start_s
+        decoder.close()
+        return num * batch / wall_s
+    finally:
+        own.close()
+
+
+def others(device: Device, folder: Path, write: Write) -> None:
+    """The other models through the path."""
+    for name in OTHERS:
+        case = case_of(folder, name)
+        with loaded(case, 32, "inductor", "plan") as (row, engine):
+            row["engine_us"] = engine_time_us(device, engine)
+            row |= answers(device, engine, case)
+            if row["agreement"] >= MIN_AGREEMENT:
+                options = PathOptions(source_bytes=32 << 20)
+                with DevicePath(device, engine, case.contract, options=options) as path:
+                    row["sustained"] = sustained(device, path, case.files, 16000)
+            write("others", row)
+
+
+QUANTILES = (50, 90, 99, 99.9)
+
+
+def latencies(path: DevicePath, pictures: Sequence[Any], num: int) -> dict[str, float]:
+    """Milliseconds of single calls, and of the graph inside of them."""
+    times, inside = np.empty(num), np.empty(num)
+    source = itertools.cycle(pictures)
     for _ in range(300):
         path.detect(next(source))
     for i in range(num):
-        picture = next(source)
-        start = time.perf_counter()
+        picture, before_s = next(source), path.stats.gpu_busy_s
+        start_s = time.perf_counter()
         path.detect(picture)
-        times[i] = time.perf_counter() - start
-    times *= 1000
-    return {
-        "calls": num,
-        **{f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 90, 99, 99.9)},
-        "max_ms": float(times.max()),
-    }
+        times[i] = time.perf_counter() - start_s
+        inside[i] = path.stats.gpu_busy_s - before_s
+    host = times - inside
+    found: dict[str, float] = {"calls": num, "max_ms": float(times.max() * 1000)}
+    for name, values in (("", times), ("gpu_", inside), ("host_", host)):
+        found |= {f"{name}p{q}_ms": float(np.percentile(values, q)) * 1000 for q in QUANTILES}
+    return found
 
 
-def measure(device: Device, model: Model, contract: Contract, batch: int, given: Any) -> Any:
-    """Everything for one batch size."""
+def idle_latencies(num: int, length_s: float) -> dict[str, float]:
+    """What the machine itself does to a loop of that length on this thread."""
+    times = np.empty(num)
+    for i in range(num):
+        start_s = now_s = time.perf_counter()
+        while now_s - start_s < length_s:
+            now_s = time.perf_counter()
+        times[i] = now_s - start_s
+    return {f"p{q}_ms": float(np.percentile(times, q)) * 1000 for q in QUANTILES}
+
+
+def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> None:
+    """One picture at a time: decoded frames and JPEG."""
     import simplejpeg
 
-    options = tuple(sorted({"compile": given.compile, "input": "plan"}.items()))
-    plan = Plan("torch", "fp16", batch, device="cuda:0", options=options)
-    started = time.perf_counter()
-    engine = backends.get("torch").load_device(model, plan, contract.input.size_hw)  # type: ignore[attr-defined]
-    row: dict[str, Any] = {"batch": batch, "plan": dict(options), "precision": "fp16"}
-    row["load_s"] = time.perf_counter() - started
-    row["engine_us"] = engine_time_us(device, engine)
-    row["engine_pictures_per_s"] = batch / row["engine_us"] * 1e6
-    paths = sorted(given.images.glob("*.jpg"))
-    pictures = [p.read_bytes() for p in paths]
-    if given.data:
-        looks = Thresholds(score=0.01, iou=0.6, max_detections=300, multi_label=True)
-        with DevicePath(device, engine, contract, thresholds=looks) as path:
-            row |= average_precision(path, given.data, given.images)
-    free = device.memory()[0]
-    path_options = PathOptions(
-        num_slots=given.slots,
-        source_bytes=batch * (1 << 20),
-    )
-    with DevicePath(device, engine, contract, options=path_options) as path:
-        got = [r.detections for r in path.run(pictures)]
-        num_boxes, row["agreement"] = agreement(got, given.truth)
-        with DevicePath(
-            device, engine, contract, options=PathOptions(decodes_on_gpu=False, num_slots=1)
-        ) as plain:
-            same = [r.detections for r in plain.run(pictures)]
-            row["agreement_decoded_on_cpu"] = agreement(same, given.truth)[1]
-        for name, found in (("gpu", got), ("cpu", same), ("truth", given.truth)):
-            arrays = {
-                f"{part}_{i}": getattr(one, part)
-                for i, one in enumerate(found)
-                for part in ("boxes_xyxy", "scores", "classes")
-            }
-            np.savez(given.json.parent / f"boxes_{name}_{batch}.npz", **arrays)
-        row["reference_boxes"] = num_boxes
-        if row["agreement"] < MIN_AGREEMENT:
-            return row
-        row["sustained"] = sustained(device, path, pictures, given.pictures)
-        row["memory_bytes"] = dict(path.memory_bytes)
-        row["memory_measured_bytes"] = free - device.memory()[0]
-        row["decoder"] = path.decoder.engine.name if path.decoder else "CPU"
-        if batch == 1:
-            frames = [simplejpeg.decode_jpeg(p) for p in pictures]
-            row["frame_latency"] = latencies(path, frames, given.calls)
+    case = case_of(folder, CELLS)
+    with loaded(case, 1, "inductor", "plan") as (row, engine):
+        row["engine_us"] = engine_time_us(device, engine)
+        row |= answers(device, engine, case)
+        frames = [simplejpeg.decode_jpeg(file) for file in case.files]
+        with DevicePath(device, engine, case.contract) as path:
             pinned = path.pinned_frame(frames[0].shape[:2])
             pinned[:] = frames[0]
-            row["pinned_frame_latency"] = latencies(path, [pinned], given.calls)
-            row["jpeg_latency"] = latencies(path, pictures, given.calls)
-    engine.close()
-    return row
+            few = calls // 4
+            tried = {"as it is": latencies(path, [pinned], few)}
+            tried["a loop without any work"] = idle_latencies(
+                few, tried["as it is"]["p50_ms"] / 1000
+            )
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            tried["no garbage collection"] = latencies(path, [pinned], few)
+            cores = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {max(cores)})
+            tried["and one core for this thread"] = latencies(path, [pinned], few)
+            os.sched_setaffinity(0, cores)
+            gc.enable()
+            gc.unfreeze()
+            row["tried"] = tried
+            row["pinned_frame"] = latencies(path, [pinned], calls)
+            row["frame"] = latencies(path, frames, calls)
+            row["jpeg"] = latencies(path, case.files, calls)
+    write("latency", row)
+
+
+def soak(device: Device, folder: Path, write: Write) -> None:
+    """Five minutes of work: memory by NVML and the driver, and everything that was reserved."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    card = pynvml.nvmlDeviceGetHandleByIndex(0)
+    case = case_of(folder, CELLS)
+    with (
+        loaded(case, 32, "inductor", "plan") as (row, engine),
+        DevicePath(device, engine, case.contract) as path,
+    ):
+        list(path.run(itertools.islice(itertools.cycle(case.files), 256)))
+        allocations, samples, done = path.num_allocations, [], 0
+        start_s = sampled_s = time.perf_counter()
+
+        def pictures() -> Iterator[bytes]:
+            for file in itertools.cycle(case.files):
+                if time.perf_counter() - start_s > SOAK_S:
+                    return
+                yield file
+
+        for result in path.run(pictures()):
+            assert result.detections is not None, result.error
+            done += 1
+            now_s = time.perf_counter()
+            if now_s - sampled_s > SAMPLE_S:
+                faulthandler.dump_traceback_later(STANDS_STILL_S, exit=True)
+                samples.append(
+                    {
+                        "at_s": now_s - start_s,
+                        "pictures": done,
+                        "nvml_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(card).used),
+                        "host_bytes": resident_bytes(),
+                        "allocations": path.num_allocations - allocations,
+                        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM),
+                    }
+                )
+                sampled_s = now_s
+        row["seconds"] = time.perf_counter() - start_s
+        row["pictures_per_s"] = done / row["seconds"]
+        row["samples"] = samples
+    write("soak", row)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+SECTIONS: dict[str, Callable[[Device, Path, Write], None]] = {
+    "rates": rates,
+    "others": others,
+    "latency": latency,
+    "soak": soak,
+}
+
+
+def run(folder: Path, file: Path, sections: Sequence[str]) -> None:
+    """Measure sections and write after each row; one that fails is told and does not end others."""
+    report = json.loads(file.read_text()) if file.is_file() else {"sections": {}}
+    failures = []
+    with Device(0) as device:
+        # After the device was opened: what opens it first decides how many queues there are.
+        report["environment"] = environment()
+        for section in sections:
+            rows: dict[str, list[Any]] = {}
+
+            def write(name: str, row: Any, rows: dict[str, list[Any]] = rows) -> None:
+                rows.setdefault(name, []).append(row)
+                report["sections"][name] = rows[name]
+                file.write_text(json.dumps(report, indent=1))
+                print(name, json.dumps(row)[:1500], flush=True)
+                faulthandler.dump_traceback_later(3 * STANDS_STILL_S, exit=True)
+
+            faulthandler.dump_traceback_later(3 * STANDS_STILL_S, exit=True)
+            try:
+                SECTIONS[section](device, folder, write)
+            except Exception as exc:
+                import traceback
+
+                traceback.print_exc()
+                failures.append(f"{section}: {exc}")
+    faulthandler.cancel_dump_traceback_later()
+    print(f"threads left: {threading.active_count()}, failures: {failures}", flush=True)
 
 
 def main() -> None:
-    """Measure and write."""
+    """Prepare or run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--batches", default="32,1")
-    parser.add_argument("--compile", default="inductor")
-    parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--pictures", type=int, default=16000)
-    parser.add_argument("--calls", type=int, default=10000)
-    parser.add_argument("--preset")
+    parser.add_argument("what", choices=("prepare", "run"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("sections", nargs="*", default=[], metavar="SECTION")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    model = read_model(given.model)
-    contract = resolve(signature_of(model), preset=given.preset)
-    given.truth = reference(given.model, sorted(given.images.glob("*.jpg")))
-    report: dict[str, Any] = {
-        "model": given.model.name,
-        "slots": given.slots,
-        "rows": [],
-    }
-    with Device(0) as device:
-        report["device"] = device.name
-        for batch in map(int, given.batches.split(",")):
-            report["rows"].append(measure(device, model, contract, batch, given))
-            print(json.dumps(report["rows"][-1], default=str), flush=True)
-            given.json.write_text(json.dumps(report, indent=1, default=str))
+    if given.what == "prepare":
+        prepare(given.folder)
+    else:
+        if given.json is None:
+            parser.error("run needs --json FILE")
+        run(given.folder, given.json, given.sections or list(SECTIONS))
 
 
 if __name__ == "__main__":
