@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the reference numerics.
+"""ONNX Runtime: the reference numerics on the CPU, and its CUDA provider.
 
 One session serves all slots. Its weights are then in memory (and in the shared cache) once, and
 `InferenceSession.run_with_iobinding` may be called from several threads at the same time.
@@ -23,7 +23,7 @@ from saccade.backends._shapes import (
 )
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
 from saccade.graph.passes.fold_focus import runtime_source
-from saccade.types import Availability, Engine, Fallback, Model, Plan, Precision, Slot
+from saccade.types import Availability, DeviceEngine, Engine, Fallback, Model, Plan, Precision, Slot
 
 _INSTALL = "pip install 'saccade[cpu]'"
 _PROVIDER = "CPUExecutionProvider"
@@ -34,10 +34,15 @@ _CONFIG_ENTRIES = {"spinning": "session.intra_op.allow_spinning"}
 
 
 class OrtBackend:
-    """ONNX Runtime's CPU execution provider."""
+    """ONNX Runtime's CPU execution provider (`load`), and CUDA's (`load_device`).
+
+    Attributes:
+        precision_is_in_graph: On a GPU, FP16 is what the graph casts to.
+    """
 
     name = "onnxruntime"
     precisions: tuple[Precision, ...] = ("fp32",)
+    precision_is_in_graph = True
 
     def probe(self) -> Availability:
         if importlib.util.find_spec("onnxruntime") is None:
@@ -70,9 +75,44 @@ class OrtBackend:
         probed = self.probe()
         if not probed.ok:
             raise BackendUnavailable(f"back end {self.name!r} cannot be used: {probed.reason}")
+        if plan.device != "cpu":
+            from saccade.backends._host_fed import HostFedEngine
+
+            self._check_device_plan(model, plan)
+            return HostFedEngine(model, plan, self.load_device)
         _check_plan(self, plan)
         check_batch(model, plan.batch)
         return OrtEngine(model, plan, _open_session(model, plan))
+
+    def probe_device(self) -> Availability:
+        """Say whether the installed package can run on a GPU. Never raises."""
+        probed = self.probe()
+        if not probed.ok:
+            return probed
+        from saccade.backends._onnxruntime_device import probe_device
+
+        return probe_device()
+
+    def load_device(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
+        """Load a model on plan.device, fed with device pointers. See `DeviceBackend`."""
+        probed = self.probe()
+        if not probed.ok:
+            raise BackendUnavailable(f"back end {self.name!r} cannot be used: {probed.reason}")
+        self._check_device_plan(model, plan)
+        from saccade.backends._onnxruntime_device import OrtDeviceEngine
+
+        return OrtDeviceEngine(model, plan, size_hw, _translated)
+
+    def _check_device_plan(self, model: Model, plan: Plan) -> None:
+        from saccade.backends._onnxruntime_device import device_options
+
+        if plan.precision != "fp32":
+            raise BuildError(
+                f"precision of back end {self.name!r} must be fp32 here, got {plan.precision!r}; "
+                "give it a model that was converted to that precision"
+            )
+        device_options(plan)
+        check_batch(model, plan.batch)
 
 
 def _version(package: str) -> str | None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +85,16 @@ class TorchBackend:
         check_batch(model, plan.batch)
         return TorchEngine(model, plan, _read(model))
 
+    def probe_device(self) -> Availability:
+        """Say whether the installed package is built for CUDA. Never raises."""
+        probed = self.probe()
+        if not probed.ok:
+            return probed
+        version = cuda_version()
+        if not version:
+            return Availability(False, f"{probed.reason} is built without CUDA; run: {_INSTALL}")
+        return Availability(True, f"{probed.reason}, built for CUDA {version}")
+
     def load_device(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
         _require(self.probe())
         options = device_options(plan)
@@ -92,6 +104,19 @@ class TorchBackend:
             from saccade.backends._torch_device import TorchDeviceEngine
 
             return TorchDeviceEngine(source, plan, options, input_shapes(model, plan, size_hw))
+
+
+def cuda_version() -> str:
+    """Version of CUDA that the installed torch is built for, or "". Read, not imported."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text()
+    except OSError:
+        return ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.M)
+    return match[1] if match else ""
 
 
 def device_options(plan: Plan) -> dict[str, str]:

@@ -219,6 +219,7 @@ class Detector:
         self.mismatches = mismatches
         self.device = plan.device
         self.gpu_memory = gpu_memory
+        self._exit = contextlib.ExitStack()
         self._sessions: list[DeviceSession] = []
         self._calling = threading.Lock()
         self._plan = plan
@@ -412,8 +413,18 @@ class Detector:
             if self._is_closed:
                 raise EngineError("this detector is closed; load the model again")
             if plan not in self._engines:
-                self._engines[plan] = self._runtime.load(self.model, plan)
+                model, made = self._file_for(plan)
+                self._engines[plan] = self._runtime.load(model, made)
             return self._engines[plan]
+
+    def _file_for(self, plan: Plan) -> tuple[Model, Plan]:
+        """The network in the plan's precision, for back ends whose precision is the graph's."""
+        if not self.is_on_gpu:
+            return self.model, plan
+        from saccade.pipeline.device import device_model
+
+        made = self._exit.enter_context(device_model(self.model, plan))
+        return made.model, made.plan
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
@@ -433,6 +444,7 @@ class Detector:
             session.close()
         for engine in engines:
             engine.close()
+        self._exit.close()
 
     def __enter__(self) -> Self:
         return self

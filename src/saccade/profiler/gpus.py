@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
-import importlib.util
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from saccade import backends
 from saccade.cuda import driver
 from saccade.cuda.driver import call
 from saccade.errors import BackendUnavailable, SaccadeError
@@ -307,46 +305,13 @@ def _cudnn() -> Availability:
 _TORCH = "pip install 'saccade[torch]'"
 
 
-def _torch() -> Availability:
-    """Read, not imported: importing torch takes seconds."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return Availability(False, f"package torch is not installed; run: {_TORCH}")
-    version = importlib.metadata.version("torch")
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text()
-    except OSError as exc:
-        return Availability(
-            False, f"torch {version} cannot be read ({exc}); reinstall it: {_TORCH}"
-        )
-    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.M)
-    if match is None:
-        return Availability(
-            False, f"torch {version} is built without CUDA; install one that is: {_TORCH}"
-        )
-    return Availability(True, f"{version}, built for CUDA {match[1]}")
+def _engine(name: str) -> Callable[[], Availability]:
+    def probe() -> Availability:
+        runtime: Any = backends.get(name)
+        found: Availability = runtime.probe_device()
+        return found
 
-
-def _onnxruntime() -> Availability:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return Availability(False, "no onnxruntime; run: pip install 'saccade[ort-cuda]'")
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        return Availability(False, f"onnxruntime is broken ({exc}); reinstall it")
-    providers = ", ".join(p.removesuffix("ExecutionProvider") for p in _providers(onnxruntime))
-    told = f"{onnxruntime.__version__} with {providers}"
-    if "CUDA" not in providers:
-        return Availability(
-            False,
-            f"onnxruntime {told} has no CUDA provider; run: pip uninstall onnxruntime, then: pip "
-            "install 'saccade[ort-cuda]'",
-        )
-    return Availability(True, told)
-
-
-def _providers(onnxruntime: Any) -> list[str]:
-    return list(onnxruntime.get_available_providers())
+    return probe
 
 
 _LIBRARIES = {
@@ -355,6 +320,6 @@ _LIBRARIES = {
     "nvJPEG": _nvjpeg,
     "cuDNN": _cudnn,
     "NVML": _ml,
-    "torch": _torch,
-    "onnxruntime": _onnxruntime,
+    "torch": _engine("torch"),
+    "onnxruntime": _engine("onnxruntime"),
 }
