@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+KEY_CODES = {"Tab": 9, "Enter": 13, "ArrowUp": 38, "ArrowDown": 40}
 
 
 class Page:
@@ -57,7 +59,8 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path, *, width=1100, height=900, is_dark=False):
+    def open(self, page, *, width=1100, height=900, is_dark=False):
+        """Open a file or an address and wait until it is loaded."""
         # Not as a phone: a phone would shrink what is too wide, and nobody would notice.
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -69,14 +72,59 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self._next())
 
     def evaluate(self, expression):
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def until(self, condition, seconds=20):
+        """Wait until an expression of the page is true; its value."""
+        return self.evaluate(
+            f"""new Promise((done, fail) => {{
+                const end = performance.now() + {seconds * 1000};
+                const look = () => {{
+                    const value = {condition};
+                    if (value) done(value);
+                    else if (performance.now() > end) fail(new Error({json.dumps(condition)}));
+                    else setTimeout(look, 20);
+                }};
+                look();
+            }})"""
+        )
+
+    def drop(self, path, selector):
+        """Drop a file on an element, as a hand does."""
+        x, y = self.evaluate(
+            f"""(() => {{ const r = document.querySelector({json.dumps(selector)})
+                .getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+        )
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def press(self, key, code=None):
+        """Press a key."""
+        more = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=code or key,
+                windowsVirtualKeyCode=KEY_CODES[key],
+                **more,
+            )
+
+    def shoot(self, path):
+        """A picture of the whole page into a file."""
+        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(answer["data"]))
 
     def problems(self):
         """Everything the browser complained of."""
@@ -90,7 +138,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium():
+def chromium(*flags):
     """A page in a new browser; skips the test where none is installed."""
     name = next(filter(None, map(shutil.which, NAMES)), None)
     if name is None:
@@ -106,7 +154,7 @@ def chromium():
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            [name, *FLAGS, f"--user-data-dir={folder}"],
+            [name, *FLAGS, *flags, f"--user-data-dir={folder}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,19 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-KNOWN_NEEDS = ("shared", "openvino", "torch", "root", "chromium", "tensorrt_rtx", "nvrtc", "gpu")
+KNOWN_NEEDS = (
+    "shared",
+    "openvino",
+    "torch",
+    "root",
+    "chromium",
+    "tensorrt_rtx",
+    "nvrtc",
+    "gpu",
+    "deploy",
+    "prometheus",
+    "triton",
+)
 REQUIRED = tuple(filter(None, os.environ.get("SACCADE_REQUIRE", "").split(",")))
 
 

@@ -25,11 +25,13 @@ _COMMANDS = (
     ("detect", "detect:detect", "Find objects in pictures."),
     ("eval", "eval:evaluate", "Measure AP on labelled pictures."),
     ("build", "build:build", "Find the fastest deployment whose answers stayed right."),
-    ("export", "export:export", "Write a bundle's network for another server: NVIDIA Triton."),
+    ("export triton", "export:triton", "A model repository for NVIDIA Triton."),
+    ("export kubernetes", "export:kubernetes", "Manifests with the resources of the plan."),
     ("bench", "bench:bench", "Speed, stage by stage, against the bare engine and the bound."),
     ("serve", "serve:serve", "Answer clients over HTTP and gRPC: pictures or tensors in."),
     ("demo", "demo:demo", "Find blood cells in pictures that the demo draws itself."),
 )
+_GROUPS = (("export", "Write a bundle for other machinery: Triton, Kubernetes."),)
 
 
 def main() -> NoReturn:
@@ -46,8 +48,12 @@ def main() -> NoReturn:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+    for group, line in _GROUPS:
+        app.command(cyclopts.App(name=group, help=line, result_action="return_value"))
     for name, target, line in _COMMANDS:
-        app.command(f"saccade.cli.{target}", name=name, help=line)
+        group, _, word = name.rpartition(" ")
+        place = app[group] if group else app
+        place.command(f"saccade.cli.{target}", name=word, help=line)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # A lone dash looks like an option; "@-" says the same to those who read the inputs.

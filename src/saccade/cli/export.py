@@ -1,4 +1,4 @@
-"""saccade export"""
+"""saccade export triton, saccade export kubernetes"""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 
-def export(
-    server: Literal["triton"],
+def triton(
     bundle: Path,
     /,
     *,
@@ -23,14 +22,13 @@ def export(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Write a bundle's network for another server: a model repository for NVIDIA Triton.
+    """Write a bundle's network into a model repository for NVIDIA Triton.
 
     The configuration has dynamic batching, and the instances and threads of the bundle's plan.
     Decoding, preparing and suppressing are the client's there; contract.toml beside the
     configuration says how. What of the gate's evidence does not hold there is printed.
 
     Args:
-        server: triton.
         bundle: Folder that `saccade build` wrote.
         output: Folder of the repository; other models in it stay.
         name: Name of the model there; default that of the source model.
@@ -61,4 +59,56 @@ def export(
         print(f"saccade: note: {note}", file=sys.stderr)
     batch = f"batches up to {done.max_batch}" if done.max_batch else "no batching"
     print(f"wrote {done.folder} ({batch}); run: tritonserver --model-repository={output.resolve()}")
+    return 0
+
+
+def kubernetes(
+    bundle: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    name: str = "",
+    image: str = "",
+    min_pods: int = 2,
+    max_pods: int = 10,
+    queue_ms: float = 20.0,
+    node_features: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write Kubernetes manifests that serve a bundle with the resources of its plan.
+
+    Deployment with probes, service, an autoscaler that follows the time in the queue, and a
+    disruption budget. deploy/README.md of the source says how to make the image and the metric.
+
+    Args:
+        bundle: Folder that `saccade build` wrote.
+        output: The YAML file.
+        name: Of everything that is made; default that of the source model.
+        image: With the bundle inside; default NAME:1.
+        min_pods: At least so many pods.
+        max_pods: At most so many pods.
+        queue_ms: Mean milliseconds in the queue past which pods are added.
+        node_features: Ask for nodes with the bundle's instruction sets; needs
+            node-feature-discovery in the cluster.
+        overwrite: Replace a file that is there.
+        json: Print JSON.
+    """
+    from saccade.cli._show import print_json
+    from saccade.export import KubernetesOptions, export_kubernetes
+
+    options = KubernetesOptions(
+        name=name,
+        image=image,
+        min_pods=min_pods,
+        max_pods=max_pods,
+        queue_ms=queue_ms,
+        with_features=node_features,
+    )
+    resources = export_kubernetes(bundle, output, options=options, overwrite=overwrite)
+    if json:
+        print_json({"file": output, "resources": resources})
+        return 0
+    told = ", ".join(f"{key} {value}" for key, value in resources.items())
+    print(f"wrote {output} (each pod: {told}); run: kubectl apply -f {output}")
     return 0

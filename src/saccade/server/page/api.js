@@ -39,8 +39,10 @@ async function problemOf(answer) {
   const lines = [];
   try {
     const problem = await answer.json();
-    lines.push(`${problem.title || "The server refused"}: ${sentence(problem.must_be && problem.is ? `${problem.must_be}, ${problem.is}` : problem.detail || problem.error)}`);
-    if (problem.fix) lines.push(`What to do: ${sentence(problem.fix)}`);
+    // Messages say what must be, what is; and after the last semicolon what to do.
+    const [, what, fix] = /^(.*); ([^;]+)$/s.exec(problem.detail) || [null, problem.detail || problem.error, ""];
+    lines.push(`${problem.title || "The server refused"}: ${sentence(what)}`);
+    if (fix) lines.push(`What to do: ${sentence(fix)}`);
   } catch {
     lines.push(`The server answered with status ${answer.status}, and not in words.`);
   }

@@ -6,14 +6,15 @@ const KEPT = 180;
 const STAGES = [["queue", "waiting"], ["decode", "decode"], ["prepare", "prepare"], ["infer", "infer"], ["suppress", "suppress"]];
 const MIB = 2 ** 20;
 
-// Title, unit, and per line its label and colour (a variable of the style sheet).
+// Title, unit, and per line its label and colour (a variable of the style sheet); a rare one is
+// listed only where there is something of it.
 const CHARTS = {
   rate: ["Requests", "per second", [["answered", "--green"], ["failed", "--red"]]],
   latency: ["Latency", "ms", [["p50", "--blue"], ["p99", "--orange"]]],
   stages: ["Time by stage, mean", "ms", STAGES.map(([, label], i) => [label, ["--soft", "--blue", "--teal", "--orange", "--violet"][i]])],
   queue: ["Queue", "requests", [["waiting", "--orange"], ["running", "--blue"]]],
   batch: ["Batch size, mean", "pictures", [["batch", "--violet"]]],
-  memory: ["Memory", "MiB", [["front", "--blue"], ["engines", "--orange"], ["GPU", "--green"]]],
+  memory: ["Memory", "MiB", [["front", "--blue"], ["engines", "--orange"], ["GPU", "--green", "rare"]]],
 };
 
 export class Charts {
@@ -78,6 +79,7 @@ export class Charts {
         const [label] = chart.lines[i];
         const value = found[i];
         chart.items[i].textContent = value === undefined || value === null ? label : `${label} ${figure(value)}`;
+        chart.items[i].parentNode.hidden = chart.lines[i][2] === "rare" && line.every((one) => one === null);
       });
       chart.plot.setData([this.#times, ...chart.values]);
     }
@@ -95,7 +97,7 @@ export class Charts {
         legend: { show: false },
         cursor: { drag: { setScale: false }, y: false },
         scales: { x: { time: true, range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1e-9) * 1.1] } },
-        axes: [{ ...axis, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 48, values: (_, ticks) => ticks.map(figure) }],
+        axes: [{ ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 46, space: 26, values: (_, ticks) => ticks.map((tick) => Number(tick.toPrecision(6)).toString()) }],
         series: [{}, ...chart.lines.map(([label, name]) => ({ label, stroke: color(name), width: 1.75, points: { show: false } }))],
       };
       chart.plot = new uPlot(options, [this.#times, ...chart.values], chart.body);
