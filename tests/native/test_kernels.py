@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kernel_cases import CASES, Case, contents
+from native.kernel_cases import CASES, Case, contents
 from saccade.cuda.compile import ARCHITECTURES, compile_kernels
 from saccade.cuda.runtime import Device
 from saccade.native.kernels import EngineKernels
@@ -86,7 +86,6 @@ def run_way(device: Device, loader: Loader, case: Case, way: Way, held: dict[int
     return found
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_numpy(device: Device, name: str) -> None:
     case = CASES[name]

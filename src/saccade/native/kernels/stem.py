@@ -1,0 +1,197 @@
+"""First convolutions, of at most four channels of any layout: stem.cu."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from saccade.native.kernels.conv import as_bits, is_wide, permuted_channels
+from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, pitch_of, source
+from saccade.native.ops import IDENTITY, Conv
+from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
+from saccade.native.tensors import SIZES
+
+__all__ = ["StemTiling", "StemWay", "pack_stem", "stem_ways"]
+
+_STRUCT = struct.Struct("<4Qq11i4x")
+_MAX_CHANNELS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StemTiling:
+    """How the work is cut up.
+
+    Attributes:
+        th: Output rows of a block.
+        tw: Output columns of a block, a multiple of 16.
+        warps: Of a block.
+        mi: Runs of 16 pixels that a warp makes at a time.
+    """
+
+    th: int
+    tw: int
+    warps: int
+    mi: int
+
+    @property
+    def name(self) -> str:
+        return f"stem {self.th}x{self.tw} w{self.warps} m{self.mi}"
+
+
+_TILINGS = (
+    StemTiling(8, 64, 8, 2),
+    StemTiling(8, 32, 4, 2),
+    StemTiling(4, 64, 4, 2),
+    StemTiling(16, 64, 8, 4),
+    StemTiling(4, 32, 4, 1),
+    StemTiling(8, 128, 8, 4),
+    StemTiling(4, 160, 4, 2),
+    StemTiling(16, 32, 8, 2),
+    StemTiling(2, 64, 4, 2),
+    StemTiling(8, 16, 4, 1),
+)
+
+
+def pack_stem(weights: np.ndarray, lead: int, block: int, dtype: str) -> np.ndarray:
+    """Weights in the order in which the kernel's threads hold them.
+
+    Args:
+        weights: (k, kh, kw, c) float32, c <= 4.
+        lead: Columns of zeros before the kernel's first.
+        block: Channels that a warp makes at a time.
+        dtype: float16 or bfloat16.
+
+    Returns:
+        uint16, (kh, quads, channels / 16, 32, 8).
+    """
+    num, kh, kw, c = weights.shape
+    quads = -(-(lead + kw) // 4)
+    channels = -(-num // block) * block
+    after = quads * 4 - lead - kw
+    whole = np.pad(weights, ((0, channels - num), (0, 0), (lead, after), (0, 4 - c)))
+    tiles = block // 8
+    # (blocks, q, which, g, kh, quads, half, t, two)
+    cut = whole.reshape(channels // block, block, kh, quads, 16)
+    cut = cut[:, permuted_channels(tiles).reshape(-1)]
+    cut = cut.reshape(channels // block, tiles // 2, 2, 8, kh, quads, 2, 4, 2)
+    packed = np.ascontiguousarray(cut.transpose(4, 5, 0, 1, 3, 7, 2, 6, 8))
+    return as_bits(packed, dtype).reshape(kh, quads, channels // 16, 32, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class StemWay:
+    """stem.cu with one tiling."""
+
+    step: Conv
+    tiling: StemTiling
+
+    @property
+    def name(self) -> str:
+        return self.tiling.name
+
+    @property
+    def _block(self) -> int:
+        return 32 if self.step.y.c > 16 else 16
+
+    @property
+    def _lead(self) -> int:
+        # A warp's reads are aligned to 16 bytes where strides and the first column are even.
+        return self.step.pads[1] % 2 if self.step.stride[1] % 2 == 0 else 0
+
+    @property
+    def _input_bytes(self) -> int:
+        step, tiling = self.step, self.tiling
+        quads = -(-(self._lead + step.kernel[1]) // 4)
+        rows = (tiling.th - 1) * step.stride[0] + step.kernel[0]
+        columns = ((tiling.tw - 1) * step.stride[1] + quads * 4 + 1) // 2 * 2
+        return rows * columns * 8
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        step = self.step
+        quads = -(-(self._lead + step.kernel[1]) // 4)
+        channels = -(-step.y.c // self._block) * self._block
+        return step.kernel[0] * quads * channels * 32 + self._input_bytes
+
+    def source(self) -> Source:
+        """stem.cu for the step."""
+        step, tiling = self.step, self.tiling
+        block, x = self._block, step.x
+        size = SIZES[x.dtype]
+        strides = (x.strides[0], x.strides[1], x.strides[3], x.offset)
+        first_column = step.pads[1] + self._lead
+        # Pairs of pixels lie side by side, and those that are read together begin at even places.
+        is_paired = (
+            x.strides[2] == 1
+            and all(stride % 2 == 0 for stride in strides)
+            and first_column % 2 == 0
+            and tiling.tw * step.stride[1] % 2 == 0
+        )
+        held = 8 if block == 32 else 4
+        element = step.y.dtype
+        defines = (
+            f"IN={C_TYPES[x.dtype]}", f"ELEMENT={C_TYPES[element]}", f"OUT={C_TYPES[element]}",
+            f"IS_HALF={int(element == 'float16')}",
+            f"C={x.c}", f"KH={step.kernel[0]}", f"KW={step.kernel[1]}",
+            f"SH={step.stride[0]}", f"SW={step.stride[1]}",
+            f"PT={step.pads[0]}", f"PL={step.pads[1]}", f"LEAD={self._lead}",
+            f"TH={tiling.th}", f"TW={tiling.tw}", f"WARPS={tiling.warps}", f"MI={tiling.mi}",
+            f"NB={-(-step.y.c // block) * block}", f"BN={block}",
+            f"ALIGNED={int(step.stride[1] % 2 == 0)}", f"PAIRS={int(is_paired)}",
+            f"UNROLL={4 if size <= 2 else 3}", f"MIN_BLOCKS={max(1, 40 // tiling.warps // tiling.mi)}",
+            f"Y_WIDE={int(is_wide(step.y, held))}",
+            *activation_defines("ACT", step.activation),
+            f"SCALE={literal(step.scale)}",
+        )  # fmt: skip
+        return Source(source("common.cuh", "activation.cuh", "stem.cu"), defines)
+
+    def build(self, weights: Mapping[str, np.ndarray]) -> Built:
+        """Pack the weights and describe the launch."""
+        step, tiling = self.step, self.tiling
+        packed = pack_stem(weights[step.weight], self._lead, self._block, step.y.dtype)
+        bias = np.zeros(packed.shape[2] * 16, np.float32)
+        if step.bias is not None:
+            bias[: step.y.c] = weights[step.bias]
+        tiles_x, tiles_y = -(-step.y.w // tiling.tw), -(-step.y.h // tiling.th)
+        x = step.x
+        data = _STRUCT.pack(
+            *[0] * 4, x.strides[0], x.strides[1], x.strides[2], x.strides[3],
+            x.h, x.w, step.y.h, step.y.w, pitch_of(step.y), step.y.c, tiles_x, tiles_y,
+        )  # fmt: skip
+        pointers = ((0, OfView(x)), (8, OfWeight(0)), (16, OfWeight(1)), (24, OfView(step.y)))
+        launch = Launch(
+            0, "stem", (tiles_x * tiles_y * x.n, 1, 1), (tiling.warps * 32, 1, 1),
+            (Blob(data, pointers),), self.shared_bytes,
+        )  # fmt: skip
+        return Built((self.source(),), (packed, bias), (launch,))
+
+
+def stem_ways(step: Conv, target: Target) -> tuple[StemWay, ...]:
+    """Tilings for a step; () if it is no first convolution."""
+    can = (
+        step.groups == 1
+        and step.x.c <= 4
+        and step.y.c <= _MAX_CHANNELS
+        and step.y.dtype in ("float16", "bfloat16")
+        and step.x.dtype in ("float32", "float16", "bfloat16", "uint8")
+        and step.y.is_pixels
+        and step.dilation == (1, 1)
+        and step.residual is None
+        and step.after == IDENTITY
+        and step.second is None
+        and not step.is_upsampled
+        and step.weight_scale is None
+    )
+    if not can:
+        return ()
+    ways = (StemWay(step, tiling) for tiling in _TILINGS)
+    return tuple(
+        way
+        for way in ways
+        if way.shared_bytes <= target.shared_bytes
+        and way.tiling.th * way.tiling.tw // 16 % way.tiling.mi == 0
+    )
