@@ -63,9 +63,13 @@ def jobs(report: dict[str, Any]) -> str:
             ]
         )
     bare = report["bare_cpu_ms"]
+    paced = "".join(
+        f", {found['median']:.2f} ms when {rate} fall due per second"
+        for rate, found in report["bare_cpu_ms_at_rates"].items()
+    )
     say = (
         f"Bare script: {bare['median']:.2f} ms of CPU per picture ({bare['min']:.2f} to "
-        f"{bare['max']:.2f}; in parentheses: times that); pictures of "
+        f"{bare['max']:.2f}; in parentheses: times that){paced}; pictures of "
         f"{report['mean_kilobytes']:.0f} KB; {len(next(iter(entries.values()))['rounds'])} rounds "
         f"of {report['seconds']:g} s per load in turns; {machine(report)}."
     )

@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import pkgutil
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -88,7 +89,6 @@ class Contender:
         self.expected: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.server: Server | None = None
         self._seen: dict[tuple[int, bytes], bool] = {}
-        self.most_per_s = 0.0
 
     def start(self) -> float:
         folder = WORK / "serve" / self.name
@@ -201,13 +201,16 @@ class Comparison:
         rows = reference.run(reference.setup(self.case), self.paths)
         wanted: Answers = {path: (boxes, scores, classes) for path, boxes, scores, classes in rows}
         bare = self.bare_job()
-        bare_rounds: list[float] = []
+        paces = (None, *LOW_RATES[self.case.name])
+        bare_rounds: dict[float | None, list[float]] = {pace: [] for pace in paces}
         try:
             for contender in self.contenders:
                 self.guarded(contender, lambda c: self.examine(c, wanted))
             for index in range(self.args.rounds):
-                bare_rounds.append(bare())
-                say(f"round {index + 1}: bare {bare_rounds[-1]:.2f} ms")
+                for pace in paces:
+                    bare_rounds[pace].append(bare(pace))
+                told = ", ".join(f"{values[-1]:.2f} ms" for values in bare_rounds.values())
+                say(f"round {index + 1}: bare {told}")
                 for contender in self.alive():
                     self.guarded(contender, lambda c: self.round(c))
         finally:
@@ -242,10 +245,9 @@ class Comparison:
             return
         contender.load(seconds=1.0, connections=CONNECTIONS)
         most = contender.timed(seconds=self.args.seconds, connections=CONNECTIONS)
-        contender.most_per_s = most["rate_per_s"]
         assert contender.server is not None
         contender.entry["memory_mib"] = round(contender.server.pss_bytes() / 2**20)
-        say(f"{contender.name}: {contender.most_per_s:.0f}/s, {most['cpu_ms']:.2f} ms")
+        say(f"{contender.name}: {most['rate_per_s']:.0f}/s, {most['cpu_ms']:.2f} ms")
 
     def round(self, contender: Contender) -> None:
         seconds = self.args.seconds
@@ -261,7 +263,7 @@ class Comparison:
         at_part = contender.timed(
             seconds=2 * seconds,
             connections=OPEN_CONNECTIONS,
-            rate=PART_OF_MOST * contender.most_per_s,
+            rate=PART_OF_MOST * closed["rate_per_s"],
             seed=100 + len(rounds),
         )
         rounds.append({"closed": closed, "rates": at_rates, "part": at_part})
@@ -271,29 +273,42 @@ class Comparison:
             + f"; p99 at 70 % {at_part['p99_ms']:.1f} ms"
         )
 
-    def bare_job(self) -> Callable[[], float]:
-        """CPU milliseconds per picture of the contenders' own pipeline, in a loop, no server."""
+    def bare_job(self) -> Callable[[float | None], float]:
+        """CPU milliseconds per picture of the contenders' own pipeline, in a loop, no server.
+
+        With a pace, pictures fall due at random as they do for the servers: a core that has slept
+        comes back with cold caches, and that is no server's fault.
+        """
         from bench.serve.apps.pipeline import Pipeline
 
         pipeline = Pipeline(self.case)
 
-        def once() -> float:
-            end_s, num = time.monotonic() + BARE_SECONDS, 0
+        rng = random.Random(1)
+
+        def once(pace: float | None) -> float:
             pipeline(self.jpegs[0])
+            num, due_s = 0, time.monotonic()
+            end_s = due_s + (BARE_SECONDS if pace is None else self.args.seconds)
             cpu_s = time.process_time()
             while num % len(self.jpegs) or time.monotonic() < end_s:
+                if pace is not None:
+                    due_s += rng.expovariate(pace)
+                    time.sleep(max(0.0, due_s - time.monotonic()))
                 pipeline(self.jpegs[num % len(self.jpegs)])
                 num += 1
             return 1e3 * (time.process_time() - cpu_s) / num
 
         return once
 
-    def report(self, machine: dict[str, Any], bare_ms: list[float]) -> dict[str, Any]:
+    def report(
+        self, machine: dict[str, Any], bare_ms: dict[float | None, list[float]]
+    ) -> dict[str, Any]:
         entries = {contender.name: contender.entry for contender in self.contenders}
-        bare = spread(bare_ms)
+        bare = spread(bare_ms.pop(None))
+        paced = {f"{pace:g}": spread(values) for pace, values in bare_ms.items()}
         for entry in entries.values():
             if entry.get("rounds"):
-                summarize(entry, bare["median"])
+                summarize(entry, bare["median"], paced)
         return {
             "schema": 1,
             "case": self.case.name,
@@ -306,11 +321,12 @@ class Comparison:
             "part_of_most": PART_OF_MOST,
             "environment": machine,
             "bare_cpu_ms": bare,
+            "bare_cpu_ms_at_rates": paced,
             "contenders": entries,
         }
 
 
-def summarize(entry: dict[str, Any], bare_ms: float) -> None:
+def summarize(entry: dict[str, Any], bare_ms: float, paced: dict[str, Any]) -> None:
     """Medians over the rounds; of the latencies, percentiles of all rounds together."""
     rounds = entry["rounds"]
     closed = [row["closed"] for row in rounds]
@@ -333,7 +349,7 @@ def summarize(entry: dict[str, Any], bare_ms: float) -> None:
         latencies = [ms for r in rows for ms in r.pop("latencies_ms")]
         entry["at_rates"][f"{first['rate']:g}"] = {
             "cpu_ms": values,
-            "times_bare": round(values["median"] / bare_ms, 4),
+            "times_bare": round(values["median"] / paced[f"{first['rate']:g}"]["median"], 4),
             **percentiles(latencies),
         }
     for row in closed:
