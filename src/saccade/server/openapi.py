@@ -1,203 +1,19 @@
 """The OpenAPI document of the REST surface, made of the paths that the router really has.
 
-Source: OpenAPI Specification 3.1; KServe, "Open Inference Protocol (V2)"; RFC 9457 for problems.
+Source: OpenAPI Specification 3.1.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from saccade.server.dtypes import ITEM_BYTES
+from saccade.server.openapi_schemas import PROBLEMS, SCHEMAS, VERSION, list_of, ref
 
 __all__ = ["document"]
 
 Operation = dict[str, Any]
-
-_PROBLEMS = {
-    400: "The request is wrong, or the picture cannot be used.",
-    401: "A token is needed.",
-    403: "Not allowed on this server.",
-    404: "There is nothing of that name.",
-    405: "The method does not fit the path.",
-    408: "The body came too slowly.",
-    409: "Not possible in this state.",
-    411: "The length of the body is missing.",
-    412: "The model was refused.",
-    413: "The body is too large.",
-    415: "The type of the body is not known.",
-    431: "The head is too large.",
-    500: "The engine or the server failed.",
-    501: "Not offered by this server.",
-    503: "There is more work than fits, or the model is not ready; see retry-after.",
-    504: "The time was up.",
-}
-_VERSION = {"type": "string", "pattern": "^[0-9]{1,18}$"}
-_SHAPE = {"type": "array", "items": {"type": "integer"}}
-_DATATYPE = {"type": "string", "enum": [*ITEM_BYTES, "BYTES"]}
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_COUNT = {"type": "integer", "minimum": 0}
-_PARAMETERS = {"type": "object", "additionalProperties": True}
-
-
-def _object(
-    properties: dict[str, Any], required: Iterable[str] = (), **more: Any
-) -> dict[str, Any]:
-    made = {"type": "object", "properties": properties, "required": list(required), **more}
-    if not made["required"]:
-        del made["required"]
-    return made
-
-
-def _list_of(name: str) -> dict[str, Any]:
-    return {"type": "array", "items": _ref(name)}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-_SCHEMAS: dict[str, Any] = {
-    "Problem": _object(
-        {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "error": {"type": "string", "description": "As detail, for clients of KServe."},
-            "must_be": {"type": "string"},
-            "is": {"type": "string"},
-            "fix": {"type": "string"},
-            "request_id": {"type": "string"},
-        },
-        ("type", "title", "status", "detail", "error"),
-    ),
-    "ServerMetadata": _object(
-        {
-            "name": {"type": "string"},
-            "version": {"type": "string"},
-            "extensions": {"type": "array", "items": {"type": "string"}},
-        },
-        ("name", "version", "extensions"),
-    ),
-    "TensorMetadata": _object(
-        {"name": {"type": "string"}, "datatype": _DATATYPE, "shape": _SHAPE},
-        ("name", "datatype", "shape"),
-    ),
-    "ModelMetadata": _object(
-        {
-            "name": {"type": "string"},
-            "versions": {"type": "array", "items": _VERSION},
-            "platform": {"type": "string"},
-            "inputs": _list_of("TensorMetadata"),
-            "outputs": _list_of("TensorMetadata"),
-        },
-        ("name", "platform", "inputs", "outputs"),
-    ),
-    "ModelConfig": {
-        "type": "object",
-        "description": "In the words of Triton's model configuration.",
-        "required": ["name", "input", "output", "max_batch_size"],
-    },
-    "Duration": _object({"count": _COUNT, "ns": _COUNT}, ("count", "ns")),
-    "Statistics": _object(
-        {
-            "model_stats": {
-                "type": "array",
-                "items": _object(
-                    {
-                        "name": {"type": "string"},
-                        "version": _VERSION,
-                        "last_inference": _COUNT,
-                        "inference_count": _COUNT,
-                        "execution_count": _COUNT,
-                        "inference_stats": {
-                            "type": "object",
-                            "additionalProperties": _ref("Duration"),
-                        },
-                        "batch_stats": {"type": "array", "items": {"type": "object"}},
-                    },
-                    ("name", "version", "inference_count", "execution_count", "inference_stats"),
-                ),
-            }
-        },
-        ("model_stats",),
-    ),
-    "RequestTensor": _object(
-        {
-            "name": {"type": "string"},
-            "shape": {"type": "array", "items": _COUNT, "maxItems": 16},
-            "datatype": _DATATYPE,
-            "parameters": _PARAMETERS,
-            "data": {
-                "description": "Values in row-major order, flat or nested; left out where the "
-                "bytes follow the JSON or lie in shared memory."
-            },
-        },
-        ("name", "shape", "datatype"),
-    ),
-    "InferRequest": _object(
-        {
-            "id": {"type": "string"},
-            "parameters": _PARAMETERS,
-            "inputs": _list_of("RequestTensor"),
-            "outputs": {
-                "type": "array",
-                "items": _object(
-                    {"name": {"type": "string"}, "parameters": _PARAMETERS}, ("name",)
-                ),
-            },
-        },
-        ("inputs",),
-    ),
-    "InferResponse": _object(
-        {
-            "model_name": {"type": "string"},
-            "model_version": _VERSION,
-            "id": {"type": "string"},
-            "outputs": {
-                "type": "array",
-                "items": _object(
-                    {
-                        "name": {"type": "string"},
-                        "shape": _SHAPE,
-                        "datatype": _DATATYPE,
-                        "parameters": _PARAMETERS,
-                        "data": {"type": "array"},
-                    },
-                    ("name", "shape", "datatype"),
-                ),
-            },
-        },
-        ("model_name", "outputs"),
-    ),
-    "Detection": _object(
-        {
-            "box_xyxy": {
-                **_NUMBERS,
-                "minItems": 4,
-                "maxItems": 4,
-                "description": "Left, top, right and bottom in pixels of the picture as a viewer "
-                "shows it.",
-            },
-            "score": {"type": "number", "minimum": 0, "maximum": 1},
-            "class": _COUNT,
-            "label": {"type": "string"},
-            "keypoints_xy": {"type": "array", "items": {**_NUMBERS, "minItems": 2, "maxItems": 2}},
-        },
-        ("box_xyxy", "score", "class", "label"),
-    ),
-    "Detections": _object(
-        {
-            "model_name": {"type": "string"},
-            "model_version": _VERSION,
-            "width": _COUNT,
-            "height": _COUNT,
-            "detections": _list_of("Detection"),
-        },
-        ("model_name", "model_version", "width", "height", "detections"),
-    ),
-}
 
 
 def document(
@@ -229,7 +45,7 @@ def document(
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": dict(sorted(paths.items())),
-        "components": {"schemas": _SCHEMAS},
+        "components": {"schemas": SCHEMAS},
     }
     if has_token:
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -273,7 +89,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": _VERSION if name == "version" else {"type": "string", "minLength": 1},
+            "schema": VERSION if name == "version" else {"type": "string", "minLength": 1},
         }
         for name in names
     ]
@@ -281,8 +97,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 def _problem(status: int) -> dict[str, Any]:
     return {
-        "description": _PROBLEMS[status],
-        "content": {"application/problem+json": {"schema": _ref("Problem")}},
+        "description": PROBLEMS[status],
+        "content": {"application/problem+json": {"schema": ref("Problem")}},
     }
 
 
@@ -295,16 +111,30 @@ def _gives(
     return {"200": made}
 
 
-def _get(summary: str, responses: dict[str, Any], **more: Any) -> Operation:
-    return {"summary": summary, "responses": responses, **more}
-
-
 def _query(name: str, schema: dict[str, Any], what: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "schema": schema, "description": what}
 
 
+def _op(
+    method: str, path: str, tag: str, summary: str, responses: dict[str, Any], **more: Any
+) -> tuple[tuple[str, str], tuple[str, str, bool, Operation]]:
+    """An entry of the table below; is_open: answered without a token."""
+    is_open = bool(more.pop("is_open", False))
+    pattern = re.sub(r"\{[^}]*\}", "{}", path)
+    operation = {"summary": summary, "responses": responses, **more}
+    return (method, pattern), (path, tag, is_open, operation)
+
+
+def _body(name: str) -> dict[str, Any]:
+    """A JSON body that may be left out."""
+    return {"required": False, "content": {"application/json": {"schema": ref(name)}}}
+
+
 _TEXT = {"type": "string"}
 _ANYTHING = {"type": "object"}
+_ANY_LIST = {"type": "array"}
+_BINARY = {"type": "string", "format": "binary"}
+_RATIO = {"type": "number", "minimum": 0, "maximum": 1}
 _INFER_HEADER = {
     "name": "inference-header-content-length",
     "in": "header",
@@ -314,142 +144,256 @@ _INFER_HEADER = {
 _INFER_BODY = {
     "required": True,
     "content": {
-        "application/json": {"schema": _ref("InferRequest")},
+        "application/json": {"schema": ref("InferRequest")},
         "application/octet-stream": {
+            "schema": {**_BINARY, "description": "The JSON, then the bytes of its tensors."}
+        },
+    },
+}
+_PICTURE_BODY = {
+    "required": True,
+    "content": {
+        **{kind: {"schema": _BINARY} for kind in ("image/*", "application/octet-stream")},
+        "multipart/form-data": {
             "schema": {
-                "type": "string",
-                "format": "binary",
-                "description": "The JSON, then the bytes of its tensors.",
+                "type": "object",
+                "properties": {"file": {"type": "array", "items": _BINARY}},
+                "required": ["file"],
             }
         },
     },
 }
-_RATIO = {"type": "number", "minimum": 0, "maximum": 1}
-_PICTURE_BODY = {
-    "required": True,
-    "content": {
-        kind: {"schema": {"type": "string", "format": "binary"}}
-        for kind in ("image/jpeg", "image/png", "application/octet-stream")
-    },
+_PICTURE_QUERY = [
+    _query("score", _RATIO, "Score threshold in place of the model's."),
+    _query("iou", _RATIO, "IoU threshold in place of the model's."),
+    _query(
+        "max_detections",
+        {"type": "integer", "minimum": 0, "maximum": 100_000},
+        "Most boxes in place of the model's.",
+    ),
+    _query(
+        "format",
+        {"enum": ["json", "jpeg", "png"]},
+        "Boxes, or the picture with the boxes drawn; default by the header accept.",
+    ),
+    _query("priority", {"type": "integer", "minimum": 0, "maximum": 9}, "1 goes first, 9 last."),
+    _query(
+        "timeout_ms",
+        {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
+        "After how long the answer is not wanted any more; 0 for never.",
+    ),
+]
+_FOUND = {
+    "200": {
+        "description": "The boxes, best first; of several pictures one list each.",
+        "headers": {
+            "server-timing": {"schema": _TEXT, "description": "Milliseconds of each stage."}
+        },
+        "content": {
+            "application/json": {"schema": {"anyOf": [ref("Detections"), ref("Pictures")]}},
+            "image/jpeg": {"schema": _BINARY},
+            "image/png": {"schema": _BINARY},
+        },
+    }
 }
+_TENSORS = {
+    "200": {
+        "description": "The outputs",
+        "content": {
+            "application/json": {"schema": ref("InferResponse")},
+            "application/octet-stream": {"schema": _BINARY},
+        },
+    }
+}
+_STATISTICS = _gives("Statistics", ref("Statistics"))
+_REGIONS = _gives("Regions", list_of("Region"))
+_SETTINGS = _gives("Settings", ref("Settings"))
+_FILE = {
+    "200": {"description": "The file", "content": {"*/*": {}}},
+    "304": {"description": "As it was"},
+}
+_MODEL = "/v2/models/{model}"
+_MEMORY = "/v2/systemsharedmemory"
+_CUDA = "/v2/cudasharedmemory"
 
 # By method and pattern without the version: path, tag, whether it is answered without a token,
 # and what it does.
-_OPERATIONS: dict[tuple[str, str], tuple[str, str, bool, Operation]] = {
-    ("GET", "/"): ("/", "site", True, _get("The page.", _gives("HTML", _TEXT, "text/html"))),
-    ("GET", "/page/{}"): (
-        "/page/{file}",
-        "site",
-        True,
-        _get("A file of the page.", {"200": {"description": "The file", "content": {"*/*": {}}}}),
-    ),
-    ("GET", "/page/live"): (
-        "/page/live",
-        "site",
-        False,
-        _get("Figures for the page's charts.", _gives("Figures", _ANYTHING)),
-    ),
-    ("GET", "/page/models"): (
-        "/page/models",
-        "site",
-        False,
-        _get("Models for the page, with the figures of their gates.", _gives("Models", _ANYTHING)),
-    ),
-    ("GET", "/metrics"): (
-        "/metrics",
-        "site",
-        False,
-        _get("Metrics for Prometheus.", _gives("Text", _TEXT, "text/plain")),
-    ),
-    ("GET", "/openapi.json"): (
-        "/openapi.json",
-        "site",
-        True,
-        _get("This document.", _gives("The document", _ANYTHING)),
-    ),
-    ("GET", "/v2"): (
-        "/v2",
-        "server",
-        False,
-        _get("Name, version and extensions.", _gives("Metadata", _ref("ServerMetadata"))),
-    ),
-    ("GET", "/v2/health/live"): (
-        "/v2/health/live",
-        "server",
-        True,
-        _get("Whether the server runs.", _gives("It does")),
-    ),
-    ("GET", "/v2/health/ready"): (
-        "/v2/health/ready",
-        "server",
-        True,
-        _get("Whether all models are ready.", _gives("They are")),
-    ),
-    ("GET", "/v2/models/{}"): (
-        "/v2/models/{model}",
-        "models",
-        False,
-        _get("What goes in and comes out.", _gives("Metadata", _ref("ModelMetadata"))),
-    ),
-    ("GET", "/v2/models/{}/ready"): (
-        "/v2/models/{model}/ready",
-        "models",
-        True,
-        _get("Whether the model takes requests.", _gives("It does")),
-    ),
-    ("GET", "/v2/models/{}/config"): (
-        "/v2/models/{model}/config",
-        "models",
-        False,
-        _get("The model's configuration.", _gives("Configuration", _ref("ModelConfig"))),
-    ),
-    ("GET", "/v2/models/{}/stats"): (
-        "/v2/models/{model}/stats",
-        "models",
-        False,
-        _get("What the model has done.", _gives("Statistics", _ref("Statistics"))),
-    ),
-    ("GET", "/v2/models/stats"): (
-        "/v2/models/stats",
-        "models",
-        False,
-        _get("What all models have done.", _gives("Statistics", _ref("Statistics"))),
-    ),
-    ("POST", "/v2/models/{}/infer"): (
-        "/v2/models/{model}/infer",
-        "inference",
-        False,
-        {
-            "summary": "Run a network on tensors.",
-            "parameters": [_INFER_HEADER],
-            "requestBody": _INFER_BODY,
-            "responses": {
-                "200": {
-                    "description": "The outputs",
-                    "content": {
-                        "application/json": {"schema": _ref("InferResponse")},
-                        "application/octet-stream": {
-                            "schema": {"type": "string", "format": "binary"}
-                        },
-                    },
-                }
-            },
-            "problems": (500, 504),
-        },
-    ),
-    ("POST", "/v2/models/{}/detect"): (
-        "/v2/models/{model}/detect",
-        "inference",
-        False,
-        {
-            "summary": "Find objects in the picture that is the body.",
-            "parameters": [
-                _query("score", _RATIO, "Score threshold in place of the model's."),
-                _query("iou", _RATIO, "IoU threshold in place of the model's."),
-            ],
-            "requestBody": _PICTURE_BODY,
-            "responses": _gives("The boxes, best first", _ref("Detections")),
-            "problems": (415, 500, 504),
-        },
-    ),
-}
+_OPERATIONS: dict[tuple[str, str], tuple[str, str, bool, Operation]] = dict(
+    [
+        _op("GET", "/", "site", "The page.", _gives("HTML", _TEXT, "text/html"), is_open=True),
+        _op("GET", "/page/{file}", "site", "A file of the page.", _FILE, is_open=True),
+        _op("GET", "/page/live", "site", "Figures for the charts.", _gives("Figures", _ANYTHING)),
+        _op(
+            "GET",
+            "/page/models",
+            "site",
+            "Models with the figures of their gates.",
+            _gives("Models", _ANYTHING),
+        ),
+        _op("GET", "/metrics", "site", "For Prometheus.", _gives("Text", _TEXT, "text/plain")),
+        _op(
+            "GET",
+            "/openapi.json",
+            "site",
+            "This document.",
+            _gives("The document", _ANYTHING),
+            is_open=True,
+        ),
+        _op(
+            "GET",
+            "/v2",
+            "server",
+            "Name, version and extensions.",
+            _gives("Metadata", ref("ServerMetadata")),
+        ),
+        _op("GET", "/v2/health/live", "server", "Does it run?", _gives("It does"), is_open=True),
+        _op(
+            "GET",
+            "/v2/health/ready",
+            "server",
+            "Are all models ready?",
+            _gives("They are"),
+            is_open=True,
+        ),
+        _op(
+            "GET",
+            _MODEL,
+            "models",
+            "What goes in and comes out.",
+            _gives("Metadata", ref("ModelMetadata")),
+        ),
+        _op(
+            "GET",
+            f"{_MODEL}/ready",
+            "models",
+            "Does the model take requests?",
+            _gives("It does"),
+            is_open=True,
+        ),
+        _op(
+            "GET",
+            f"{_MODEL}/config",
+            "models",
+            "The model's configuration.",
+            _gives("Configuration", ref("ModelConfig")),
+        ),
+        _op("GET", f"{_MODEL}/stats", "models", "What the model has done.", _STATISTICS),
+        _op("GET", "/v2/models/stats", "models", "What all models have done.", _STATISTICS),
+        _op(
+            "POST",
+            f"{_MODEL}/infer",
+            "inference",
+            "Run a network on tensors.",
+            _TENSORS,
+            parameters=[_INFER_HEADER],
+            requestBody=_INFER_BODY,
+            problems=(415, 500, 501, 504),
+        ),
+        _op(
+            "POST",
+            f"{_MODEL}/detect",
+            "inference",
+            "Find objects in the picture that is the body, or in those of a form.",
+            _FOUND,
+            parameters=_PICTURE_QUERY,
+            requestBody=_PICTURE_BODY,
+            problems=(415, 500, 504),
+        ),
+        _op(
+            "POST",
+            "/v2/repository/index",
+            "repository",
+            "The models and their states.",
+            _gives("Models", ref("Index")),
+            requestBody=_body("IndexRequest"),
+            problems=(415,),
+        ),
+        _op(
+            "POST",
+            "/v2/repository/models/{model}/load",
+            "repository",
+            "Load a model; one that is there is replaced when the new one is ready.",
+            _gives("It is ready"),
+            requestBody=_body("LoadRequest"),
+            problems=(403, 409, 412, 415, 500, 501),
+        ),
+        _op(
+            "POST",
+            "/v2/repository/models/{model}/unload",
+            "repository",
+            "Take no more requests for a model and release it.",
+            _gives("It is released"),
+            requestBody=_body("UnloadRequest"),
+            problems=(403, 409, 415, 500),
+        ),
+        _op("GET", f"{_MEMORY}/status", "memory", "Regions that are registered.", _REGIONS),
+        _op("GET", f"{_MEMORY}/region/{{region}}/status", "memory", "One region.", _REGIONS),
+        _op(
+            "POST",
+            f"{_MEMORY}/region/{{region}}/register",
+            "memory",
+            "Register a piece of POSIX shared memory of this machine.",
+            _gives("It is registered"),
+            requestBody=_body("RegisterRequest"),
+            problems=(403, 409, 415),
+        ),
+        _op("POST", f"{_MEMORY}/unregister", "memory", "Forget all regions.", _gives("Done")),
+        _op(
+            "POST",
+            f"{_MEMORY}/region/{{region}}/unregister",
+            "memory",
+            "Forget a region.",
+            _gives("Done"),
+        ),
+        _op("GET", f"{_CUDA}/status", "memory", "Regions on GPUs.", _gives("None", _ANY_LIST)),
+        _op(
+            "GET",
+            f"{_CUDA}/region/{{region}}/status",
+            "memory",
+            "One region on a GPU.",
+            _gives("None", _ANY_LIST),
+        ),
+        _op(
+            "POST",
+            f"{_CUDA}/region/{{region}}/register",
+            "memory",
+            "Register memory of a GPU.",
+            _gives("It is registered"),
+            problems=(415, 501),
+        ),
+        _op("POST", f"{_CUDA}/unregister", "memory", "Forget all regions.", _gives("Done")),
+        _op(
+            "POST",
+            f"{_CUDA}/region/{{region}}/unregister",
+            "memory",
+            "Forget a region.",
+            _gives("Done"),
+        ),
+        _op("GET", "/v2/logging", "server", "What is logged.", _SETTINGS),
+        _op(
+            "POST",
+            "/v2/logging",
+            "server",
+            "Change what is logged.",
+            _SETTINGS,
+            requestBody=_body("Settings"),
+            problems=(415,),
+        ),
+        *(
+            made
+            for path in ("/v2/trace/setting", f"{_MODEL}/trace/setting")
+            for made in (
+                _op("GET", path, "server", "How calls are traced.", _SETTINGS),
+                _op(
+                    "POST",
+                    path,
+                    "server",
+                    "Change how calls are traced.",
+                    _SETTINGS,
+                    requestBody=_body("Settings"),
+                    problems=(415, 501),
+                ),
+            )
+        ),
+    ]
+)
