@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -180,10 +181,10 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
     from saccade.native.kernels.registry import KERNELS
 
     start = time.perf_counter()
-    made = build(proto, shapes, wanted, KERNELS)
+    made = build(proto, shapes, wanted, KERNELS, libraries=args.libraries)
     built_s = time.perf_counter() - start
     start = time.perf_counter()
-    again = build(proto, shapes, wanted, KERNELS)
+    again = build(proto, shapes, wanted, KERNELS, libraries=args.libraries)
     again_s = time.perf_counter() - start
     same = [c.way for c in made.choices] == [c.way for c in again.choices]
     again.engine.close()
@@ -252,9 +253,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--libraries", action="store_true", help="let cuDNN's plans compete")
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--limit-s", type=int, default=300)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     faulthandler.dump_traceback_later(args.limit_s, exit=True)
     rows = []
     for path in args.models:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saccade.cuda.compile import cache_dir, nvrtc_version
@@ -80,6 +80,7 @@ def build(
     kernels: Kernels,
     *,
     timings: Timings | None = None,
+    libraries: bool = True,
 ) -> Engine:
     """Plan, measure, load.
 
@@ -89,6 +90,7 @@ def build(
         wanted: Device and precision.
         kernels: All there are.
         timings: Where times are kept; by default in the user's cache folder.
+        libraries: Whether other libraries' kernels may be chosen.
 
     Raises:
         BuildError: A node or a step is not covered; names it.
@@ -97,7 +99,7 @@ def build(
     """
     device = Device(int(wanted.device.partition(":")[2] or 0))
     try:
-        target = target_of(device)
+        target = replace(target_of(device), has_device=libraries)
         timings = timings or timings_of(device, kernels)
 
         def can_run(step: Step) -> bool:

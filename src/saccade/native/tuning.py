@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import statistics
 import tempfile
@@ -32,6 +34,7 @@ from saccade.native.views import footprint
 
 __all__ = ["Choice", "Timings", "choose", "time_graph", "touched_bytes"]
 
+_LOG = logging.getLogger(__name__)
 MAX_SETS = 16
 REPLAYS = 9
 WARM_UPS = 2
@@ -134,7 +137,9 @@ def choose(
         )
     keys = [step_key(step) for step in plan.steps]
     builds = _builds(plan, keys, ways, timings)
-    compile_all((s for built in builds.values() for s in built.sources), device.arch)
+    refused = compile_all((s for built in builds.values() for s in built.sources), device.arch)
+    for error in refused.values():
+        _LOG.info("a kernel does not compile: %s", error)
     bench = _Bench(plan, device, loader, target)
     for index, key in enumerate(keys):
         names = {way.name for way in ways[index]}
@@ -144,12 +149,15 @@ def choose(
         for way in ways[index]:
             built = builds.get((key, way.name))
             times[way.name] = (
-                float("inf") if built is None else bench.time(plan.steps[index], built)
+                math.inf if built is None else bench.time(plan.steps[index], way.name, built)
             )
         timings.set(key, times)
         timings.save()
     bench.close()
-    return [_choice(plan, key, found, timings) for key, found in zip(keys, ways, strict=True)]
+    return [
+        _choice(plan, index, keys[index], ways[index], timings, bench.failures)
+        for index in range(len(keys))
+    ]
 
 
 def _builds(
@@ -169,20 +177,31 @@ def _builds(
     return made
 
 
-def _choice(plan: Plan, key: str, ways: Sequence[Way], timings: Timings) -> Choice:
+def _choice(
+    plan: Plan,
+    index: int,
+    key: str,
+    ways: Sequence[Way],
+    timings: Timings,
+    failures: Mapping[tuple[str, str], str],
+) -> Choice:
     times = timings.get(key)
-    # The order of the ways breaks ties, and stands in for what could not be measured.
-    ranked = sorted(ways, key=lambda way: times.get(way.name, float("inf")))
-    for way in ranked:
-        try:
-            built = way.build(plan.weights)
-        except BuildError:
-            continue
-        listed = tuple((w.name, times[w.name]) for w in ranked if w.name in times)
-        return Choice(way.name, built, times.get(way.name, float("nan")), listed)
-    raise BuildError(
-        f"a step must have a way that can be built, {[way.name for way in ways]} all refuse; "
-        "choose back end 'torch'"
+    # The order of the ways breaks ties; what failed is not chosen.
+    able = [way for way in ways if times.get(way.name, math.inf) < math.inf]
+    if not able:
+        reasons = [failures.get((key, way.name), "") for way in ways]
+        step = plan.steps[index]
+        raise BuildError(
+            f"every step must have a kernel that runs, all {len(ways)} for "
+            f"{type(step).__name__} ({step.label}) fail: {next(filter(None, reasons), '')}; "
+            "choose back end 'torch'"
+        )
+    ranked = sorted(able, key=lambda way: times[way.name])
+    return Choice(
+        ranked[0].name,
+        ranked[0].build(plan.weights),
+        times[ranked[0].name],
+        tuple((way.name, times[way.name]) for way in ranked),
     )
 
 
@@ -197,9 +216,10 @@ class _Bench:
         # Values as activations have them; as whole numbers they would be absurd indices.
         self._pattern = np.random.default_rng(0).normal(size=2**22).astype(np.float16)
         self._base, self._size = 0, 0
+        self.failures: dict[tuple[str, str], str] = {}
 
-    def time(self, step: Step, built: Built) -> float:
-        """Microseconds of one way; infinite if it fails."""
+    def time(self, step: Step, name: str, built: Built) -> float:
+        """Microseconds of one way; infinite if it fails, and why is noted."""
         spans = _spans(step)
         one = sum(_rounded((high - low) * size) for low, high, size in spans.values())
         sets = max(1, min(MAX_SETS, -(-self._rotation // max(one, 1))))
@@ -228,7 +248,9 @@ class _Bench:
         except (BuildError, EngineError) as exc:
             if "device was lost" in str(exc):
                 raise
-            return float("inf")
+            self.failures[step_key(step), name] = str(exc)
+            _LOG.info("%s (%s) fails: %s", name, step.label, exc)
+            return math.inf
 
     def _reserve(self, num_bytes: int) -> None:
         """Room of that size, filled with values."""
