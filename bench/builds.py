@@ -114,12 +114,12 @@ def _coco(title: str, model: str, **more: Any) -> BuildCase:
 
 
 BUILDS = {
-    "cells_640": _cells("cells_640", budget_s=300.0),
+    "cells_640": _cells("cells_640", budget_s=280.0),
     "cells_640_latency": _cells("cells_640, latency", objective="latency", budget_s=100.0),
     "cells_640_limit": _cells("cells_640, p99 of 30 ms", latency_ms=30.0, budget_s=150.0),
-    "yolox_nano": _coco("yolox_nano", "yolox_nano_416.onnx", budget_s=240.0),
-    "nanodet_m": _coco("nanodet_m", "nanodet_m_320.onnx", budget_s=200.0),
-    "fastestdet": _coco("fastestdet", "fastestdet_352.onnx", budget_s=200.0),
+    "yolox_nano": _coco("yolox_nano", "yolox_nano_416.onnx", budget_s=190.0),
+    "nanodet_m": _coco("nanodet_m", "nanodet_m_320.onnx", budget_s=190.0),
+    "fastestdet": _coco("fastestdet", "fastestdet_352.onnx", budget_s=190.0),
     "fastestdet_labels": BuildCase(
         "fastestdet, with labels",
         "fastestdet_352.onnx",
@@ -127,7 +127,7 @@ BUILDS = {
         video_frames,
         {"data": COCO / "annotations" / "instances_80.json", "budget_s": 120.0},
     ),
-    "deimv2_atto": _coco("deimv2_atto", "deimv2_atto_320.onnx", budget_s=200.0),
+    "deimv2_atto": _coco("deimv2_atto", "deimv2_atto_320.onnx", budget_s=190.0),
     "yolox_nano_4k": BuildCase(
         "yolox_nano, 4K pictures",
         "yolox_nano_416.onnx",

@@ -19,12 +19,19 @@ import saccade
 import saccade.backends
 from builder import build_quickly, colours
 from builder.slow_net import slow_detector
+from bundles import made
 from nets import mean_color_detector
 from saccade import registry
 from saccade.builder.again import from_bundle
 from saccade.builder.build import BuildOptions, build
+from saccade.builder.candidates import key_of
+from saccade.builder.records import Candidate, Recipe, Row
+from saccade.builder.task import Outcome
+from saccade.builder.wording import notes
+from saccade.cli.build import build as command_line
 from saccade.errors import InputError
 from saccade.pipeline.detector import load
+from saccade.types import Plan
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -106,8 +113,6 @@ def test_a_killed_build_is_resumed_and_nothing_is_done_twice(folder):
     told: list[str] = []
     built = build_quickly.run(folder, told.append, resume=True)
     assert not any(text.startswith(("probe:", "reference:")) for text in told)
-    from saccade.builder.candidates import key_of
-
     after = {key_of(row.candidate): row.speed for row in built.record.rows if row.speed}
     for key, rate in before.items():
         assert after[key].pictures_per_s[0] == rate
@@ -191,6 +196,32 @@ def test_wrong_calls_are_refused_before_any_work(folder, tmp_path):
     assert not (folder / "out.build").exists()
     with pytest.raises(InputError, match="--batch must be numbers from 1"):
         BuildOptions(batches=(0,))
+
+
+def test_what_a_bundle_decided_cannot_be_said_again_with_from(tmp_path):
+    with pytest.raises(InputError, match="--max-drop, --batch must be left out with --from"):
+        command_line(output=tmp_path / "o", from_=tmp_path, max_drop="AP=0.1", batch="2")
+    with pytest.raises(InputError, match=r"must name one with --from.*got openvino, tensorrt"):
+        command_line(output=tmp_path / "o", from_=tmp_path, backends="openvino,tensorrt")
+    with pytest.raises(InputError, match="name the model to build from"):
+        command_line(output=tmp_path / "o")
+
+
+def test_a_kind_that_was_never_judged_is_not_said_not_to_pay():
+    fp32 = Row(
+        Candidate(Recipe(), Plan("onnxruntime"), 2), "passed", made.verdict(0.5), made.speed(9)
+    )
+    fast = Row(
+        Candidate(Recipe("fp16"), Plan("openvino"), 2),
+        "dropped",
+        speed=made.speed(20.0),
+        error="time was up before it was judged",
+    )
+    told = " ".join(notes(Outcome((fp32, fast), 0, 0, 1.0), "throughput", {}))
+    assert "FP16 was not judged in time" in told
+    slow = dataclasses.replace(fast, speed=made.speed(5.0))
+    told = " ".join(notes(Outcome((fp32, slow), 0, 0, 1.0), "throughput", {}))
+    assert "FP16 does not pay here" in told
 
 
 def test_too_few_calibration_pictures_are_refused_with_the_way_out(folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import saccade
@@ -12,10 +14,13 @@ from conftest import skip_or_fail
 from nets import mean_color_detector
 from saccade import registry
 from saccade.backends.tensorrt import BACKEND
-from saccade.builder.engines import build_engines
-from saccade.bundles import BundleExtras, write_bundle
+from saccade.builder.again import from_bundle
+from saccade.builder.build import build
+from saccade.builder.engines import build_engines, carried, without_engines
+from saccade.bundles import BundleExtras, EngineFile, write_bundle
 from saccade.errors import BackendUnavailable, InputError
 from saccade.graph.reading import read_model
+from saccade.pipeline.detector import load
 from saccade.types import Plan
 
 
@@ -90,6 +95,47 @@ def test_an_engine_that_is_refused_loses_neither_the_bundle_nor_the_others(folde
     assert built.bundle.manifest.engines == {}
     assert "shapes must keep what the graph fixes" in built.record.engines["sm86"]
     assert any("there is no TensorRT engine for sm86" in note for note in built.record.notes)
+
+
+def test_engines_are_judged_where_their_card_is_and_only_then_verified(net, tmp_path):
+    """What the gate ran is carried over as verified; the other engines stay as they were."""
+    engines = {
+        "sm86": EngineFile(b"one", "tensorrt", "tensorrt_rtx 1.7", facts={"shapes": ["x"]}),
+        "sm89+sm120": EngineFile(b"two", "tensorrt", "tensorrt_rtx 1.7", messages=["INFO: 3 s"]),
+    }
+    with saccade.load(net) as detector:
+        contract = detector.contract
+    settings = {"model": str(net), "images": str(tmp_path)}
+    bundle = write_bundle(
+        tmp_path / "b",
+        model_path=net,
+        contract=contract,
+        record=made.record(Plan("onnxruntime", batch=4), digest=read_model(net).digest),
+        extras=BundleExtras(engines=engines, settings=settings),
+    )
+    assert dict(from_bundle(bundle.path, None, {}).options.only.plan.options) == {}
+    again = from_bundle(bundle.path, None, {}, "tensorrt")
+    plan = again.options.only.plan
+    assert (plan.backend, plan.batch, plan.device) == ("tensorrt", 4, "cuda:0")
+    assert dict(plan.options) == {"engines": str(bundle.path / "engines")}
+    assert without_engines(plan).options == ()
+    ran = carried(plan, "sm120")
+    assert {target: one.is_verified for target, one in ran.items()} == {
+        "sm86": False,
+        "sm89+sm120": True,
+    }
+    assert ran["sm89+sm120"].data == b"two"
+    assert ran["sm89+sm120"].messages == ["INFO: 3 s"]
+    assert ran["sm86"].facts == {"shapes": ["x"]}
+    assert carried(Plan("tensorrt"), "sm86") == {}
+    if BACKEND.probe().ok:
+        return
+    with load(again.model, contract=again.contract) as detector:
+        model, rule = detector.model, detector.contract
+    colours.draw(tmp_path / "pictures")
+    options = dataclasses.replace(again.options, images=tmp_path / "pictures")
+    with pytest.raises(BackendUnavailable, match="tensorrt must work here to build again"):
+        build(model, rule, tmp_path / "second", options)
 
 
 def test_wrong_targets_and_shapes_are_told_before_the_work(folder):

@@ -12,7 +12,16 @@ import pytest
 
 from browser import chromium
 from bundles import made
-from saccade.builder.records import Candidate, GateLimits, Interval, Reason, Recipe, Row
+from saccade.builder.records import (
+    Candidate,
+    GateLimits,
+    Interval,
+    Islands,
+    KeptBlock,
+    Reason,
+    Recipe,
+    Row,
+)
 from saccade.builder.report import Difference, score_of, write_report
 from saccade.builder.report_html import text
 from saccade.builder.report_pictures import draw_both, is_matched
@@ -156,6 +165,29 @@ def test_many_classes_and_candidates_stay_readable(tmp_path):
     assert "65 more classes" in page.read_text()
 
 
+def test_what_stays_in_fp32_is_listed_with_what_it_is_worth(tmp_path):
+    islands = Islands(
+        without="openvino fp32, int8 minmax",
+        winner="openvino fp32, int8 minmax, 3 kept",
+        blocks=(KeptBlock(("/stem/a", "/stem/b"), 0.0421), KeptBlock((HOSTILE,), None)),
+        num_blocks=9,
+        num_trials=7,
+        is_minimal=False,
+    )
+    record = dataclasses.replace(made.record(PLAN), islands=(islands,))
+    page, data = write_report(record, tmp_path)
+    texts = " ".join(read(page).texts)
+    assert "What stays in FP32" in texts
+    for part in ("2 of 9 blocks", "7 trials", "/stem/a", "0.0421", "not measured", "Time ran out"):
+        assert part in texts, part
+    assert "What stays in FP32" not in " ".join(
+        read(write_report(made.record(PLAN), tmp_path)[0]).texts
+    )
+    assert json.loads(data.read_text())["islands"] == []
+    (found,) = json.loads(write_report(record, tmp_path)[1].read_text())["islands"]
+    assert found["blocks"][0] == {"nodes": ["/stem/a", "/stem/b"], "short": 0.0421}
+
+
 def test_fp32_is_an_honest_answer(tmp_path):
     record = dataclasses.replace(made.record(PLAN, rows=LATER), chosen=0, verdict="FP32 stays.")
     page, _ = write_report(record, tmp_path)
@@ -262,7 +294,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 @pytest.mark.slow
 def test_in_a_real_browser(tmp_path, differing):
     """No complaint, nothing fetched, the plot is not empty, no sideways scrolling on a phone."""
-    record = made.record(PLAN, rows=LATER, name="a" * 300 + HOSTILE)
+    block = KeptBlock(("/stem/" + "a" * 200, HOSTILE), 0.01)
+    record = dataclasses.replace(
+        made.record(PLAN, rows=LATER, name="a" * 300 + HOSTILE),
+        islands=(Islands(HOSTILE, HOSTILE, (block,), 9, 7, True),),
+    )
     page, _ = write_report(record, tmp_path, differing, labels=[HOSTILE])
     with chromium() as tab:
         for width, is_dark in (

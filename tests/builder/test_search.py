@@ -21,9 +21,10 @@ from saccade import registry
 from saccade.builder.budget import Budget, parse_seconds
 from saccade.builder.candidates import Space, available_backends, families, key_of, variants
 from saccade.builder.fleet import Fleet
+from saccade.builder.narrowing import Narrowing
 from saccade.builder.process import Limits
-from saccade.builder.records import Candidate, GateLimits, Recipe
-from saccade.builder.rounds import paired_ratios, ranking, survivors
+from saccade.builder.records import Candidate, GateLimits, Recipe, Speed
+from saccade.builder.rounds import disturbed, paired_ratios, ranking, survivors
 from saccade.builder.search import find_fastest
 from saccade.builder.state import open_state
 from saccade.builder.task import Settings, Subject
@@ -34,6 +35,7 @@ from saccade.evaluation.annotations import read_annotations
 from saccade.pipeline.detector import load
 from saccade.types import Plan
 
+NO_SPEED = Speed((), None, None, 0.0, 0.0, 0)
 WRONG = (sys.executable, str(Path(__file__).parent / "wrong_worker.py"))
 
 
@@ -89,6 +91,14 @@ def test_half_of_the_field_goes_but_not_what_noise_hides():
     assert survivors(rounds, list("abcdef")) == ["a", "f", "c", "b"]
     assert survivors(rounds, ["a"]) == ["a"]
     assert survivors(rounds, ["never measured"]) == []
+
+
+def test_the_ends_of_a_round_tell_whether_it_was_disturbed():
+    assert not disturbed(100, 100)
+    assert not disturbed(100, 88)
+    assert not disturbed(100, 113)
+    assert disturbed(100, 80)
+    assert disturbed(100, 130)
 
 
 def test_families_and_variants(tmp_path):
@@ -195,6 +205,46 @@ class Task:
             return find_fastest(Trials(self.subject, made, state, fleet, budget, say))
 
 
+class Scripted(Trials):
+    """Rates by a script in place of processes: what the machine would have given."""
+
+    __slots__ = ("script",)
+
+    def turn(self, candidate):
+        rate = next(self.script[candidate.plan.batch])
+        speed = (self.row(candidate).speed or NO_SPEED).pictures_per_s
+        self.update(candidate, speed=dataclasses.replace(NO_SPEED, pictures_per_s=(*speed, rate)))
+        return rate
+
+
+def test_a_round_that_was_disturbed_is_not_counted(tmp_path):
+    """While something else runs, from the second turn on, everybody seems half as fast."""
+    task = Task(tmp_path, mean_color_detector)
+    (tmp_path / "aside").mkdir()
+    state = open_state(tmp_path / "aside", {}, resume=False)
+    made = Settings(space=Space(1, (1,)), usable={"onnxruntime": ("fp32",)})
+    logs, limits = tmp_path / "logs", Limits(1 << 30)
+    with Fleet(logs, task.contract, task.listed, limits=limits, max_alive=1) as fleet:
+        trials = Scripted(task.subject, made, state, fleet, Budget(1e6), task.lines.append)
+        base = trials.reference
+        others = [
+            dataclasses.replace(base, plan=dataclasses.replace(base.plan, batch=batch))
+            for batch in (2, 4, 8)
+        ]
+        # Two turns of the reference in each round; the first round is disturbed until its end.
+        trials.script = {
+            1: iter([100.0, 50.0] + [100.0] * 50),
+            2: iter([60.0] + [120.0] * 50),
+            4: iter([70.0] + [140.0] * 50),
+            8: iter([45.0] + [90.0] * 50),
+        }
+        ranked = Narrowing(trials).ranked([base, *others])
+    assert [candidate.plan.batch for candidate in ranked][:3] == [4, 2, 1]
+    assert "round of 4: disturbed by something else, not counted" in task.lines
+    assert all(r[key_of(others[1])] == 140.0 for r in state.rounds)
+    assert set(state.row(others[1]).speed.pictures_per_s) == {140.0}
+
+
 def by_backend(outcome, name):
     return [row for row in outcome.rows if row.candidate.plan.backend == name]
 
@@ -260,6 +310,12 @@ def test_int8_keeps_in_fp32_what_it_must(tmp_path):
     plain = [row for row in outcome.rows if row.candidate.recipe == Recipe("int8", "minmax")]
     assert {row.status for row in plain} == {"refused"}
     assert all(row.status != "waiting" for row in outcome.rows)
+    (found,) = outcome.islands
+    assert "1 kept" in found.winner
+    assert [block.nodes for block in found.blocks] == [("fragile",)]
+    assert found.blocks[0].short > 0.1
+    assert (found.num_blocks, found.is_minimal) == (4, True)
+    assert task.search(budget_s=200.0).islands == outcome.islands, "resumed, nothing is lost"
 
 
 def test_a_latency_limit_that_nothing_keeps_leaves_the_reference(tmp_path):

@@ -46,7 +46,13 @@ def speed(rate: float) -> Speed:
     )
 
 
-def record(plan: Plan, *, rows: tuple[Row, ...] = (), name: str = "cells_640.onnx") -> BuildRecord:
+def record(
+    plan: Plan,
+    *,
+    rows: tuple[Row, ...] = (),
+    name: str = "cells_640.onnx",
+    digest: str = "ab" * 32,
+) -> BuildRecord:
     """A build whose reference is row 0 and whose choice is row 1."""
     fp32 = Plan("onnxruntime")
     made = (
@@ -61,7 +67,7 @@ def record(plan: Plan, *, rows: tuple[Row, ...] = (), name: str = "cells_640.onn
     )
     return BuildRecord(
         model=name,
-        model_digest="ab" * 32,
+        model_digest=digest,
         objective="throughput",
         latency_ms=None,
         limits=GateLimits(),

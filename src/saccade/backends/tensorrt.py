@@ -72,6 +72,15 @@ class TensorRtBackend:
         """
         return targets_of(library_of(Plan(self.name)))
 
+    def card(self, index: int = 0) -> str:
+        """The target of a card that is here, e.g. "sm89".
+
+        Raises:
+            BackendUnavailable: There is no driver or no such card.
+        """
+        _, (major, minor) = card_at(index)
+        return f"sm{major}{minor}"
+
     def supports(self, model: Model) -> Availability:
         probed = self.probe()
         if not probed.ok:

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from saccade.builder.build import BuildOptions
+from saccade.builder.candidates import plan_in
+from saccade.builder.engines import with_engines
 from saccade.builder.records import Candidate, Recipe
 from saccade.bundles import Bundle, read_bundle
 from saccade.errors import InputError
@@ -34,7 +36,9 @@ class Again:
     options: BuildOptions
 
 
-def from_bundle(folder: Path, model: Path | None, changes: Mapping[str, Any]) -> Again:
+def from_bundle(
+    folder: Path, model: Path | None, changes: Mapping[str, Any], backend: str = ""
+) -> Again:
     """Read from a bundle how to build it again.
 
     The answers are judged and the speed is measured anew: a plan that was right elsewhere is not
@@ -44,6 +48,8 @@ def from_bundle(folder: Path, model: Path | None, changes: Mapping[str, Any]) ->
         folder: The bundle.
         model: The FP32 network, if it is not where it was.
         changes: Fields of BuildOptions to set, such as where the pictures are now.
+        backend: Run the bundle's network in this back end in place of its own. With "tensorrt" the
+            engines of the bundle are what is judged, if it has some.
 
     Raises:
         ModelError: The bundle or the model cannot be read.
@@ -72,13 +78,16 @@ def from_bundle(folder: Path, model: Path | None, changes: Mapping[str, Any]) ->
         raise InputError(
             f"{folder} must say how it was built, it does not ({exc}); build without --from"
         ) from exc
-    only = _candidate(bundle)
+    only = _candidate(bundle, backend)
     backends = tuple(dict.fromkeys(("onnxruntime", only.plan.backend)))
     options = dataclasses.replace(options, **changes, only=only, backends=backends)
     return Again(path, bundle.contract_path, options)
 
 
-def _candidate(bundle: Bundle) -> Candidate:
+def _candidate(bundle: Bundle, backend: str) -> Candidate:
     manifest = bundle.manifest
+    plan = plan_in(backend, manifest.plan) if backend else manifest.plan
+    if any(engine["backend"] == plan.backend for engine in manifest.engines.values()):
+        plan = with_engines(plan, bundle)
     recipe = msgspec.convert(manifest.recipe, Recipe)
-    return Candidate(recipe, manifest.plan, manifest.workers, manifest.scaled_decode)
+    return Candidate(recipe, plan, manifest.workers, manifest.scaled_decode)

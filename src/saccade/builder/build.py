@@ -13,11 +13,19 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from saccade.backends.tensorrt import BACKEND
 from saccade.builder.budget import Budget
 from saccade.builder.calibration import Calibration, CalibrationSettings, cached
 from saccade.builder.candidates import Space, available_backends
 from saccade.builder.differing import differences
-from saccade.builder.engines import Engines, check_asked, shapes_for, try_engines
+from saccade.builder.engines import (
+    Engines,
+    carried,
+    check_asked,
+    shapes_for,
+    try_engines,
+    without_engines,
+)
 from saccade.builder.files import Files
 from saccade.builder.fleet import Fleet
 from saccade.builder.gate import parse_max_drop
@@ -25,7 +33,7 @@ from saccade.builder.islands import blocks_of
 from saccade.builder.pictures import Pictures, calibration_pictures, gate_pictures, refuse_shared
 from saccade.builder.process import COMMAND, Limits
 from saccade.builder.recipes import calibration_tensors, candidate_recipes, why_not
-from saccade.builder.records import BuildRecord, Candidate, GateLimits, Recipe
+from saccade.builder.records import BuildRecord, Candidate, GateLimits, Recipe, Row
 from saccade.builder.report import write_report
 from saccade.builder.search import find_fastest
 from saccade.builder.state import State, digest_of_files, open_state
@@ -34,7 +42,7 @@ from saccade.builder.trials import Trials
 from saccade.builder.wording import engine_notes, notes, sentence
 from saccade.builder.worker import items_of
 from saccade.bundles import Bundle, BundleExtras, write_bundle
-from saccade.errors import InputError
+from saccade.errors import BackendUnavailable, InputError
 from saccade.graph.reading import read_model
 from saccade.profiler.machine import machine, num_cores
 from saccade.types import Contract, Model
@@ -44,6 +52,7 @@ __all__ = ["BuildOptions", "Built", "build"]
 _MIN_MEMORY_BYTES = 2 << 30
 _BYTES_PER_PROCESS = 384 << 20
 _MAX_ALIVE = 32
+_NUM_FOR_ALL = 24
 # What may be another in a resumed build: findings hold all the same.
 _FREE = (
     "resume",
@@ -163,13 +172,20 @@ def build(
     for_calibration = calibration_pictures(options.calibration_data, options.calibration_images)
     refuse_shared(pictures.paths, for_calibration)
     usable, absent = available_backends(options.backends)
+    _check_only(options.only, usable, absent)
     recipes, left_out = _recipes(model, contract, for_calibration, options.only)
     identity = _identity(model, contract, options, (*pictures.paths, *for_calibration))
     aside = output.with_name(f"{output.name}.build")
     state = open_state(aside, identity, resume=options.resume)
     budget = Budget(options.budget_s, state.spent_s)
     calibration = _calibrate(model, contract, for_calibration, options, aside, recipes, budget)
-    files = Files(model, contract, aside / "files", calibration)
+    files = Files(
+        model,
+        contract,
+        aside / "files",
+        calibration,
+        lambda: _calibrate_all(model, contract, for_calibration, aside),
+    )
     files.folder.mkdir(exist_ok=True)
     subject = Subject(
         model=model,
@@ -207,6 +223,14 @@ def _check_output(output: Path, options: BuildOptions) -> None:
             "it with --overwrite"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_only(only: Candidate | None, usable: Mapping[str, Any], absent: Sequence[str]) -> None:
+    if only is not None and only.plan.backend not in usable:
+        raise BackendUnavailable(
+            f"the back end {only.plan.backend} must work here to build again what a bundle runs, "
+            f"it does not: {'; '.join(absent)}"
+        )
 
 
 def _limits(options: BuildOptions, pictures: Pictures, contract: Contract) -> GateLimits:
@@ -262,9 +286,23 @@ def _calibrate(
             model,
             contract,
             items_of(paths),
-            tensors=calibration_tensors(model, everything=any(r.everything for r in recipes)),
+            tensors=calibration_tensors(model),
             settings=settings,
         )
+
+
+def _calibrate_all(
+    model: Model, contract: Contract, paths: Sequence[Path], aside: Path
+) -> Calibration:
+    """Ranges of every operator, from few pictures."""
+    return cached(
+        aside,
+        model,
+        contract,
+        items_of(paths),
+        tensors=calibration_tensors(model, everything=True),
+        settings=CalibrationSettings(min_pictures=1, max_pictures=_NUM_FOR_ALL),
+    )
 
 
 def _identity(
@@ -307,10 +345,11 @@ def _engines(
     budget: Budget,
     say: Callable[[str], None],
 ) -> Engines:
-    """The engines that were asked for, of the network that was chosen."""
-    if not options.targets:
-        return Engines()
+    """The engines that the gate ran, and those that were asked for, of the network chosen."""
     chosen = outcome.rows[outcome.chosen].candidate
+    ran = carried(chosen.plan, BACKEND.card()) if chosen.plan.backend == BACKEND.name else {}
+    if not options.targets:
+        return Engines(ran)
     network = read_model(files.make(chosen.recipe))
     batch = chosen.plan.batch
     with budget.book("building engines"):
@@ -320,7 +359,7 @@ def _engines(
         made = try_engines(network, options.targets, batch=batch, shapes=shapes)
     for target in options.targets:
         say(f"engine for {target}: {made.refused.get(target, 'built, not run by the gate')}")
-    return made
+    return Engines({**made.files, **ran}, made.refused)
 
 
 def _record(
@@ -351,6 +390,12 @@ def _record(
     )
 
 
+def _movable(row: Row) -> Row:
+    """Engines lie in the bundle, wherever that is."""
+    plan = without_engines(row.candidate.plan)
+    return dataclasses.replace(row, candidate=dataclasses.replace(row.candidate, plan=plan))
+
+
 def _write(
     output: Path,
     files: Files,
@@ -364,6 +409,7 @@ def _write(
     contract = files.contract
     calibration = files.calibration
     differing = differences(record, state, pictures, contract)
+    record = dataclasses.replace(record, rows=tuple(map(_movable, record.rows)))
     page, data = write_report(record, state.folder, differing, labels=contract.labels)
     is_int8 = chosen.recipe.precision == "int8" and calibration is not None
     extras = BundleExtras(

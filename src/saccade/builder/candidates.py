@@ -20,6 +20,7 @@ __all__ = [
     "families",
     "key_of",
     "kind_of",
+    "plan_in",
     "reference",
     "variants",
 ]
@@ -27,7 +28,7 @@ __all__ = [
 # No network behind it: it would always win.
 _NOT_DEPLOYABLE = ("null",)
 # Where a back end's plans run, if not on the processor.
-_DEVICES = {"tensorrt": "cuda:0"}
+_DEVICES = {"native": "cuda:0", "tensorrt": "cuda:0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,18 @@ def reference(model: Model, num_cores: int) -> Candidate:
     """FP32 ONNX Runtime with each core its own pictures: what everything is held against."""
     plan = Plan("onnxruntime", batch=_fixed_batch(model) or 1, streams=num_cores)
     return Candidate(Recipe(), plan, num_cores)
+
+
+def plan_in(backend: str, plan: Plan) -> Plan:
+    """The same plan in another back end; its precision if that back end has it.
+
+    Raises:
+        InputError: There is no back end of that name.
+    """
+    precisions = backends.get(backend).precisions
+    precision = plan.precision if plan.precision in precisions else precisions[0]
+    device = _DEVICES.get(backend, "cpu")
+    return Plan(backend, precision, plan.batch, plan.streams, plan.threads, device)
 
 
 def _fixed_batch(model: Model) -> int | None:

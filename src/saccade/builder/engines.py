@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from saccade.backends.tensorrt import BACKEND, ShapeRange, derive_shapes, parse_shapes
-from saccade.bundles import EngineFile
+from saccade.bundles import Bundle, EngineFile, read_bundle
+from saccade.bundles.reading import ENGINES_FOLDER
 from saccade.errors import BackendUnavailable, BuildError, InputError
 from saccade.types import Contract, Model, Plan
 
-__all__ = ["Engines", "build_engines", "check_asked", "shapes_for", "try_engines"]
+__all__ = [
+    "Engines",
+    "build_engines",
+    "carried",
+    "check_asked",
+    "shapes_for",
+    "try_engines",
+    "with_engines",
+    "without_engines",
+]
+
+_OPTION = "engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +151,40 @@ def build_engines(
             messages=built.messages,
         )
         for target, built in BACKEND.build(model, plan, targets).items()
+    }
+
+
+def with_engines(plan: Plan, bundle: Bundle) -> Plan:
+    """A plan that runs the engines of a bundle, and does not build its own."""
+    folder = str(bundle.path / ENGINES_FOLDER)
+    return replace(plan, options=(*without_engines(plan).options, (_OPTION, folder)))
+
+
+def without_engines(plan: Plan) -> Plan:
+    """The plan as a bundle holds it: engines are found beside the manifest, wherever it lies."""
+    return replace(plan, options=tuple(pair for pair in plan.options if pair[0] != _OPTION))
+
+
+def carried(plan: Plan, card: str) -> dict[str, EngineFile]:
+    """The engines that a plan ran, for the bundle that is written about it.
+
+    Args:
+        plan: From `with_engines`; any other has none.
+        card: The target that the gate ran them on, e.g. "sm89": engines for it are verified.
+    """
+    folder = dict(plan.options).get(_OPTION)
+    if folder is None:
+        return {}
+    bundle = read_bundle(Path(folder).parent)
+    known = ("file", "backend", "package", "is_verified")
+    return {
+        target: EngineFile(
+            bundle.engine_paths[target].read_bytes(),
+            told["backend"],
+            told["package"],
+            is_verified=card in target.split("+"),
+            facts={name: value for name, value in told.items() if name not in known},
+            messages=bundle.manifest.created.get("engines", {}).get(target, ()),
+        )
+        for target, told in bundle.manifest.engines.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Files:
         contract: How it is fed and read.
         folder: Where files go.
         calibration: For the recipes that need one.
+        calibrate_all: Calibrates roughly for recipes that quantise every operator: many more
+            tensors, for candidates that are there to show what they cost.
         made: By recipe.
     """
 
@@ -34,6 +37,7 @@ class Files:
     contract: Contract
     folder: Path
     calibration: Calibration | None
+    calibrate_all: Callable[[], Calibration]
     made: dict[Recipe, Path] = field(default_factory=dict)
 
     def make(self, recipe: Recipe) -> Path:
@@ -46,7 +50,8 @@ class Files:
             if not place.exists():
                 aside = self.folder / f"{name}.partial"
                 shutil.rmtree(aside, ignore_errors=True)
-                path = make_model(self.model, self.contract, recipe, aside, self.calibration)
+                found = self.calibrate_all() if recipe.everything else self.calibration
+                path = make_model(self.model, self.contract, recipe, aside, found)
                 os.replace(aside, place)
                 self.made[recipe] = place / path.name
             else:

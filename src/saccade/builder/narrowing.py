@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from saccade.builder.candidates import key_of, variants
 from saccade.builder.process import WorkerFailed
 from saccade.builder.records import Candidate
-from saccade.builder.rounds import ranking, survivors
+from saccade.builder.rounds import disturbed, ranking, survivors
 from saccade.builder.trials import Trials
 from saccade.errors import SaccadeError
 
@@ -20,6 +20,8 @@ _MAX_RUNGS = 6
 _FINAL_ROUNDS = 5
 _START_S = 1.5  # until a process has imported its runtime
 _FIRST_ROUND_SHARE = 0.4
+_MAX_DISTURBED = 3  # a machine that is always like that has to be lived with
+_MIN_TO_CHECK = 4  # shorter rounds are over before much can happen
 
 
 @dataclass(slots=True)
@@ -28,9 +30,12 @@ class Narrowing:
 
     Attributes:
         trials: Candidates.
+        num_untried: Plans for which there is no time.
     """
 
     trials: Trials
+    num_untried: int = 0
+    _num_disturbed: int = 0
 
     def contenders(self, passed: Sequence[Candidate]) -> list[Candidate]:
         """Families that passed and their other plans, the likeliest first."""
@@ -44,9 +49,7 @@ class Narrowing:
             found += [plans[position] for plans in by_family if position < len(plans)]
         fresh = [c for c in dict.fromkeys([*found, base]) if not trials.is_over(c)]
         room = max(self._room(), len(passed) + 1)
-        for candidate in fresh[room:]:
-            if candidate != base:
-                trials.drop(candidate, "there was no time to try it")
+        self.num_untried = len(set(fresh[room:]) - {base})
         return list(dict.fromkeys([*fresh[:room], base]))
 
     def _room(self) -> int:
@@ -70,7 +73,7 @@ class Narrowing:
         for rung in range(_MAX_RUNGS):
             is_final = len(field) <= NUM_FINALISTS
             wanted = _FINAL_ROUNDS if is_final else 1 + rung // 2
-            for _ in range(wanted):
+            for _ in range(wanted + _MAX_DISTURBED):
                 if self._num_rounds(field) >= _rounds_before(rung) + wanted:
                     break
                 if self._is_short_of_time(len(field)) and rung:
@@ -96,10 +99,16 @@ class Narrowing:
         return self.trials.budget.left_s < turns_s + 3 * self.trials.observe_s
 
     def _round(self, by_key: dict[str, Candidate], field: Sequence[str]) -> list[str]:
-        """One turn each; who fails or finds no time leaves the field."""
+        """One turn each; who fails or finds no time leaves the field.
+
+        The reference has a second turn at the end. If it differs from the first, something else
+        ran for a part of the round, and hit some candidates but not others: the round is not
+        counted, and its rates are not kept.
+        """
         trials, base = self.trials, self.trials.reference
         kept: list[str] = []
         reached: dict[str, float] = {}
+        before = dict(trials.state.rows)
         for key in dict.fromkeys([key_of(base), *field]):
             candidate = by_key.get(key, base)
             if reached and trials.budget.left_s <= 3 * trials.observe_s:
@@ -115,11 +124,24 @@ class Narrowing:
                 continue
             if key in field:
                 kept.append(key)
+        if self._is_disturbed(reached):
+            trials.restore_speeds(before)
+            trials.say(f"round of {len(reached)}: disturbed by something else, not counted")
+            return kept
         trials.state.rounds.append(reached)
         trials.state.save()
         best = max(reached.values(), default=1)
         trials.say(f"round of {len(reached)}: best {trials.told(best)}")
         return kept
+
+    def _is_disturbed(self, reached: Mapping[str, float]) -> bool:
+        trials, base = self.trials, self.trials.reference
+        is_left_alone = len(reached) < _MIN_TO_CHECK or self._num_disturbed >= _MAX_DISTURBED
+        if is_left_alone or self._is_short_of_time(len(reached)) or key_of(base) not in reached:
+            return False
+        found = disturbed(reached[key_of(base)], trials.turn(base))
+        self._num_disturbed += found
+        return found
 
 
 def _rounds_before(rung: int) -> int:

@@ -10,12 +10,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-__all__ = ["fastest", "paired_ratios", "ranking", "survivors"]
+__all__ = ["disturbed", "fastest", "paired_ratios", "ranking", "survivors"]
 
 # Ratios of single rounds scatter by this much even when nothing else runs.
 NOISE = 0.05
+# The same deployment moves by less than this between the ends of a round if nothing else runs.
+_STEADY = 0.15
 
 Rounds = Sequence[Mapping[str, float]]
+
+
+def disturbed(first: float, last: float) -> bool:
+    """Whether something else ran for a part of a round, told by the reference at both ends."""
+    return not 1 - _STEADY <= last / first <= 1 / (1 - _STEADY)
 
 
 def paired_ratios(rounds: Rounds, one: str, other: str) -> list[float]:

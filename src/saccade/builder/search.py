@@ -60,6 +60,7 @@ def find_fastest(trials: Trials) -> Outcome:
         keys.index(key_of(chosen)),
         trials.ratio(chosen, base),
         tuple(state.islands.values()),
+        narrowing.num_untried,
     )
 
 

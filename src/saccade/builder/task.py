@@ -74,6 +74,7 @@ class Outcome:
         chosen: Index of the winner.
         ratio: How often as fast the winner is, median of paired rounds.
         islands: What was found to have to stay in FP32.
+        num_untried: Plans that there was no time for.
     """
 
     rows: tuple[Row, ...]
@@ -81,3 +82,4 @@ class Outcome:
     chosen: int
     ratio: float
     islands: tuple[Islands, ...] = ()
+    num_untried: int = 0

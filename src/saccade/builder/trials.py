@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,13 @@ class Trials:
         """It is not pursued; its process ends."""
         self.update(candidate, status="dropped", error=why)
         self.fleet.forget(candidate)
+
+    def restore_speeds(self, before: Mapping[str, Row]) -> None:
+        """Forget what was timed since: the rates of a round that does not count."""
+        for key, row in self.state.rows.items():
+            speed = before[key].speed if key in before else None
+            self.state.rows[key] = replace(row, speed=speed)
+        self.state.save()
 
     def is_over(self, candidate: Candidate) -> bool:
         """Whether nothing can come of it any more."""

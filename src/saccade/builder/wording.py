@@ -81,6 +81,7 @@ def notes(outcome: Outcome, objective: str, spent_s: Mapping[str, float]) -> tup
     return (
         *_unpaid(outcome, objective),
         *_warnings(outcome.rows[outcome.chosen]),
+        *_untried(outcome.num_untried),
         f"{sum(spent_s.values()):.0f} s in all: {told}",
     )
 
@@ -90,7 +91,14 @@ def _unpaid(outcome: Outcome, objective: str) -> Iterator[str]:
     for kind, is_kind in _KINDS.items():
         rows = [row for row in outcome.rows if is_kind(row.candidate)]
         if rows and not is_kind(chosen.candidate):
-            yield f"{kind} does not pay here: {_why(rows, chosen, objective)}"
+            told = "was not judged in time" if _is_open(rows, chosen) else "does not pay here"
+            yield f"{kind} {told}: {_why(rows, chosen, objective)}"
+
+
+def _is_open(rows: Sequence[Row], chosen: Row) -> bool:
+    """Whether none of a kind was judged, though one of them was faster than the chosen one."""
+    fastest = max((rate_of(row) or 0.0 for row in rows), default=0.0)
+    return not any(row.verdict for row in rows) and fastest > (rate_of(chosen) or 0.0)
 
 
 def _why(rows: Sequence[Row], chosen: Row, objective: str) -> str:
@@ -120,6 +128,14 @@ def _num_rounds(row: Row) -> int:
     return len(row.speed.pictures_per_s) if row.speed else 0
 
 
+def _untried(num: int) -> Iterator[str]:
+    if num:
+        yield (
+            f"there was no time for {num} other plans (batch sizes, streams, workers) of the "
+            "deployments that passed; a larger --budget tries them"
+        )
+
+
 def _warnings(chosen: Row) -> Iterator[str]:
     if chosen.verdict is not None:
         yield from (warning.text for warning in chosen.verdict.warnings)
@@ -127,9 +143,10 @@ def _warnings(chosen: Row) -> Iterator[str]:
 
 def engine_notes(engines: Engines) -> Iterator[str]:
     """What may be expected of engines that were built for other machines."""
-    if engines.files:
+    unrun = sorted(name for name, one in engines.files.items() if not one.is_verified)
+    if unrun:
         yield (
-            f"TensorRT engines for {', '.join(sorted(engines.files))} were built ahead of time "
+            f"TensorRT engines for {', '.join(unrun)} were built ahead of time "
             "from the chosen network and were NOT run: no such card is here, so the gate has not "
             "seen their answers. Loading the bundle never takes them; have them judged on a "
             "machine with such a card: saccade build --from BUNDLE --backends tensorrt"

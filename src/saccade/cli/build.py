@@ -61,7 +61,8 @@ def build(
         objective: What counts: pictures per second, or milliseconds of a single picture.
         latency_ms: The 99th percentile of single pictures, end to end, must not be above this.
         budget: Time to take, such as 300s or 10min; default 300s.
-        backends: Runtimes to try, separated by commas; all that work here by default.
+        backends: Runtimes to try, separated by commas; all that work here by default. With --from,
+            the one to run the bundle's network in, in place of its own.
         batch: Pictures per inference to try, separated by commas.
         scaled_decode: Also try to decode large JPEGs at a fraction of their size.
         targets: Cards to build TensorRT engines for, separated by commas, such as
@@ -105,7 +106,6 @@ def build(
             "--max-drop": max_drop is not None,
             "--objective": objective != "throughput",
             "--latency-ms": latency_ms is not None,
-            "--backends": bool(backends),
             "--batch": batch != _BATCHES,
             "--scaled-decode": scaled_decode,
             "--preset": preset is not None,
@@ -114,7 +114,7 @@ def build(
             "--size": size is not None,
         }
         _refuse_fixed([name for name, is_given in fixed.items() if is_given])
-        again = from_bundle(from_, model, known)
+        again = from_bundle(from_, model, known, _only_one(backends))
         model, contract, options = again.model, again.contract, again.options
     else:
         options = BuildOptions(
@@ -148,6 +148,18 @@ def build(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _only_one(backends: str) -> str:
+    from saccade.errors import InputError
+
+    names = _names(backends)
+    if len(names) > 1:
+        raise InputError(
+            f"--backends must name one with --from, the one to run the bundle's network in, got "
+            f"{', '.join(names)}"
+        )
+    return names[0] if names else ""
 
 
 def _refuse_fixed(given: list[str]) -> None:
