@@ -2,59 +2,175 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from saccade.cli._options import ModelOptions
+from saccade.errors import InputError
 
 __all__ = ["serve"]
+
+
+@Parameter(name="*", group="Network")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """Where clients find the server, and who may be one.
+
+    Attributes:
+        host: Address to listen on. Others than this machine reach it with 0.0.0.0 only.
+        port: For HTTP, pictures and the page; 0 takes a free one.
+        grpc_port: For gRPC; 0 takes a free one.
+        grpc: Whether gRPC is offered.
+        token_file: File with a token that clients must send as a bearer token.
+        certificate: PEM file with the certificate chain; with --key it turns TLS on.
+        key: PEM file with the certificate's private key.
+        load: Whether clients may load and unload models.
+        model_root: Folder that models loaded by clients may lie in; default only those that were
+            there at the start.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 8001
+    grpc: bool = True
+    token_file: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    load: bool = True
+    model_root: Path | None = None
+
+    def token(self) -> str | None:
+        """The token, from its file."""
+        if self.token_file is None:
+            return None
+        try:
+            token = self.token_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise InputError(
+                f"--token-file must be a readable text file, {self.token_file} is not ({exc}); "
+                "write a token into it"
+            ) from exc
+        if len(token) < 8 or any(c.isspace() for c in token):
+            raise InputError(
+                f"--token-file must hold one word of at least 8 characters, {self.token_file} "
+                "does not; write for example the output of 'openssl rand -hex 32' into it"
+            )
+        return token
+
+
+@Parameter(name="*", group="Limits")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """What is taken on.
+
+    Attributes:
+        max_queue: Requests that may wait per model; more are refused at once.
+        max_queue_mb: Megabytes of bodies that may wait or be arriving.
+        max_body_mb: Megabytes of one request.
+        max_pixels: Refuse larger pictures before they are decoded.
+        max_connections: Clients at the same time, per protocol.
+        drain_s: Seconds that requests under way have after SIGTERM.
+    """
+
+    max_queue: int = 256
+    max_queue_mb: int = 512
+    max_body_mb: int = 64
+    max_pixels: int = 50_000_000
+    max_connections: int = 4096
+    drain_s: float = 30.0
+
+
+@Parameter(name="*", group="Running")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How requests are run.
+
+    Attributes:
+        engines: Engine processes; each loads all models.
+        threads: Threads of each engine process; default the cores shared out.
+        batch: Items per inference at most; default 1, or as the bundle was built.
+        latency_ms: What batching is tuned to: no request is made to wait beyond it.
+        force: Serve bundles that did not pass their gate.
+    """
+
+    engines: int = 1
+    threads: int | None = None
+    batch: int | None = None
+    latency_ms: float = 50.0
+    force: Annotated[bool, Parameter(negative="")] = False
 
 
 def serve(
     *models: str,
     given: ModelOptions | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    grpc_port: int = 8001,
-    engines: int = 1,
-    threads: int | None = None,
-    batch: int | None = None,
+    network: NetworkOptions | None = None,
+    limits: LimitOptions | None = None,
+    engine: EngineOptions | None = None,
+    log: Literal["text", "json", "off"] = "text",
+    log_requests: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Serve models over HTTP and gRPC until SIGTERM.
+    """Answer clients over HTTP and gRPC until SIGTERM.
 
     Parameters
     ----------
     models
         Bundles or ONNX files; NAME=PATH or NAME:VERSION=PATH gives a name.
-    host
-        Address to listen on; others than this machine need 0.0.0.0 or the address they use.
-    port
-        For HTTP; 0 takes a free one.
-    grpc_port
-        For gRPC; 0 takes a free one.
-    engines
-        Engine processes.
-    threads
-        Threads of each engine process; default the cores shared out.
-    batch
-        Items per inference at most; default as the bundle was built, else 1.
+    given
+        How models are read and run; bundles have their own.
+    network
+        Where clients find the server, and who may be one.
+    limits
+        What is taken on.
+    engine
+        How requests are run.
+    log
+        Form of the log on standard error.
+    log_requests
+        Log every request.
     """
+    from saccade.server.http import HttpLimits
     from saccade.server.loading_options import LoadOptions
     from saccade.server.options import ServeOptions, read_source
     from saccade.server.run import serve as run
 
     given = given or ModelOptions()
+    network = network or NetworkOptions()
+    limits = limits or LimitOptions()
+    engine = engine or EngineOptions()
     keys = given.contract_keys()
-    load = LoadOptions(
-        preset=keys["preset"],
-        contract=str(keys["contract"]) if keys["contract"] else None,
-        labels=tuple(keys["labels"]),
-        size_hw=keys["size_hw"],
-        backend=given.backend,
-        precision=given.precision,
-        batch=batch,
-    )
     options = ServeOptions(
-        host=host, http_port=port, grpc_port=grpc_port, engines=engines, threads=threads, load=load
+        host=network.host,
+        http_port=network.port,
+        grpc_port=network.grpc_port if network.grpc else None,
+        engines=engine.engines,
+        threads=engine.threads,
+        load=LoadOptions(
+            preset=keys["preset"],
+            contract=str(keys["contract"]) if keys["contract"] else None,
+            labels=tuple(keys["labels"]),
+            size_hw=keys["size_hw"],
+            backend=given.backend,
+            precision=given.precision,
+            batch=engine.batch,
+            max_pixels=limits.max_pixels,
+            is_forced=engine.force,
+        ),
+        limits=HttpLimits(max_body_bytes=limits.max_body_mb << 20),
+        max_queue=limits.max_queue,
+        max_queue_mb=limits.max_queue_mb,
+        max_connections=limits.max_connections,
+        latency_ms=engine.latency_ms,
+        token=network.token(),
+        certificate=network.certificate,
+        key=network.key,
+        can_load=network.load,
+        model_root=network.model_root,
+        drain_s=limits.drain_s,
+        log=log,
+        log_requests=log_requests,
     )
 
     def on_ready(front: Any, addresses: dict[str, str]) -> None:

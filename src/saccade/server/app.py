@@ -24,6 +24,7 @@ from saccade.server.rest import Rest
 from saccade.server.routes import Router
 from saccade.server.site import Site
 from saccade.server.stats import Stats
+from saccade.server.tracing import make_tracer
 from saccade.server.tokens import check_token
 from saccade.server.wire import Load, Status, Unload
 
@@ -53,6 +54,7 @@ class Front:
         self.options = options
         self.loop = loop
         self.log = Log(options.log, with_requests=options.log_requests)
+        self.tracer = make_tracer() if options.with_spans else None
         self.stats = Stats()
         self.repository = Repository(self.stats)
         self.arena = Arena(options.arena_mb << 20)
@@ -143,6 +145,8 @@ class Front:
             raise wrong[0]
         entry.details = msgspec.json.decode(answers[0])  # type: ignore[arg-type]
         entry.state = "READY"
+        # Enough for a batch to gather while one runs.
+        self.dispatcher.ahead = max(self.dispatcher.ahead, entry.details["plan"]["batch"] + 1)
         before = self.repository.put(entry)
         self.log.event(
             "model ready",
@@ -157,7 +161,9 @@ class Front:
 
     async def _load_in(self, engine: Engine, entry: ModelEntry) -> bytes:
         options = msgspec.json.encode(
-            msgspec.structs.replace(entry.options, workers=engine.num_threads)
+            msgspec.structs.replace(
+                entry.options, workers=engine.num_threads, latency_ms=self.options.latency_ms
+            )
         )
         return await engine.ask(lambda i, b, c: Load(i, entry.key, entry.name, entry.path, options))
 
@@ -275,6 +281,8 @@ class Front:
         stats.responses[key] = stats.responses.get(key, 0) + 1
         if self.log.with_requests:
             self.log.request(request, status, num_bytes)
+        if self.tracer is not None:
+            self.tracer.http(request, status)
 
     # Life.
 
@@ -322,6 +330,8 @@ class Front:
             task.cancel()
         for engine in self.dispatcher.engines:
             await engine.stop()
+        if self.tracer is not None:
+            await self.loop.run_in_executor(None, self.tracer.close)
 
 
 def _closing_answer(problem: Problem) -> bytes:

@@ -23,7 +23,7 @@ from saccade.server.engines import Engine
 from saccade.server.models import ModelEntry
 from saccade.server.problems import Problem
 from saccade.server.stats import Stats
-from saccade.server.wire import INLINE_BYTES, Done
+from saccade.server.wire import INLINE_BYTES, MAX_INLINE_WAITING_BYTES, SHORT_S, Done
 
 __all__ = ["DEFAULT_PRIORITY", "DEFAULT_SCHEDULE", "Dispatcher", "Job", "Schedule"]
 
@@ -57,7 +57,7 @@ class Job:
         entry: The model.
         parts: The payload in pieces.
         num_bytes: Its length.
-        make: Makes the message: (id, payload, block, capacity) -> task.
+        make: Makes the message: (id, payload, block, size, arrived_s) -> task.
         on_end: Called once, with Done and the answer's payload, or with a Problem and b"".
         schedule: When.
     """
@@ -81,7 +81,7 @@ class Job:
         entry: ModelEntry,
         parts: Sequence[bytes | memoryview],
         num_bytes: int,
-        make: Callable[[int, bytes, int, int], Any],
+        make: Callable[[int, bytes, int, int, float], Any],
         on_end: Callable[[Any, bytes], None],
         schedule: Schedule = DEFAULT_SCHEDULE,
     ) -> None:
@@ -123,6 +123,7 @@ class Dispatcher:
 
     Attributes:
         engines: The processes.
+        ahead: Requests per thread that an engine process is given.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Dispatcher:
         max_queue_bytes: int,
     ) -> None:
         self.engines: list[Engine] = []
+        self.ahead = 2
         self.num_open = 0
         self._arena = arena
         self._stats = stats
@@ -211,7 +213,7 @@ class Dispatcher:
             num = len(engine.tickets)
             if engine.is_up and num < fewest:
                 best, fewest = engine, num
-        if best is None or fewest < 2 * best.num_threads:
+        if best is None or fewest < self.ahead * best.num_threads:
             return best
         ahead_s = self._ahead_s.get(best.number, 0.0)
         if fewest < _MAX_AHEAD and ahead_s < _AHEAD_S * best.num_threads:
@@ -256,8 +258,10 @@ class Dispatcher:
     def _hand_over(self, job: Job, engine: Engine) -> bool:
         """Send a job; False if there is no room for its payload now."""
         block, payload = -1, b""
-        room = max(job.num_bytes, job.entry.answer_bytes)
-        if room > INLINE_BYTES:
+        num_bytes = job.num_bytes
+        room = max(num_bytes, job.entry.answer_bytes)
+        waiting = engine.waiting_bytes + num_bytes
+        if room > INLINE_BYTES or (num_bytes and waiting > MAX_INLINE_WAITING_BYTES):
             taken = self._arena.take(room)
             if taken is None:
                 return False
@@ -266,10 +270,11 @@ class Dispatcher:
             for part in job.parts:
                 view[at : at + len(part)] = part
                 at += len(part)
-        elif job.num_bytes:
+            num_bytes = 0
+        elif num_bytes:
             payload = job.parts[0] if len(job.parts) == 1 else b"".join(job.parts)  # type: ignore[assignment]
         job.parts = ()
-        entry, make, number = job.entry, job.make, engine.number
+        entry, make, number, arrived_s = job.entry, job.make, engine.number, job.arrived_s
         queue = self._queues.get(entry.key)
         cost_s = entry.cost_s
         if queue is not None:
@@ -289,7 +294,13 @@ class Dispatcher:
             if self._num_queued:
                 self.pump()
 
-        engine.send(lambda i, b, c: make(i, payload, b, c), on_reply, block)
+        engine.send(
+            lambda i, b, c: make(i, payload, b, c, arrived_s),
+            on_reply,
+            block=block,
+            num_bytes=num_bytes,
+            is_short=cost_s < SHORT_S,
+        )
         return True
 
     def _time_up(self, job: Job) -> None:

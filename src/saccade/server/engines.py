@@ -23,6 +23,8 @@ __all__ = ["Engine", "Ticket"]
 
 _SOCKET_BYTES = 4 << 20
 _MAX_PACKETS_A_TURN = 64
+# A packet of short tasks is sent when it has this many bytes of payload.
+_FLUSH_BYTES = 32 << 10
 _QUICK_DEATH_S = 5.0
 _MAX_PAUSE_S = 30.0
 
@@ -33,14 +35,16 @@ class Ticket:
     Attributes:
         on_reply: Called once: with Done or Loaded and the payload, or with a Problem and b"".
         block: Its arena block, or -1.
+        num_bytes: Of its payload, if that is in the message.
         pieces: What came of a payload in pieces.
     """
 
-    __slots__ = ("block", "on_reply", "pieces")
+    __slots__ = ("block", "num_bytes", "on_reply", "pieces")
 
-    def __init__(self, on_reply: Callable[[Any, bytes], None], block: int) -> None:
+    def __init__(self, on_reply: Callable[[Any, bytes], None], block: int, num_bytes: int) -> None:
         self.on_reply = on_reply
         self.block = block
+        self.num_bytes = num_bytes
         self.pieces: list[bytes] | None = None
 
 
@@ -58,6 +62,7 @@ class Engine:
     Attributes:
         is_up: Whether it takes tasks.
         tickets: Tasks it holds, by id.
+        waiting_bytes: Of payloads in messages that are not answered.
         pid: Its process, or 0.
     """
 
@@ -74,13 +79,18 @@ class Engine:
         self.is_up = False
         self.pid = 0
         self.tickets: dict[int, Ticket] = {}
+        self.waiting_bytes = 0
+        self._outbox: list[Any] = []
+        self._outbox_bytes = 0
+        self._is_flush_due = False
+        self._is_blocked = False
         self._arena = arena
         self._loop = loop
         self._on_death = on_death
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._decode = msgspec.msgpack.Decoder(Reply).decode
+        self._decode = msgspec.msgpack.Decoder(list[Reply]).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._buffer = bytearray(PACKET_BYTES + 4096)
         self._view = memoryview(self._buffer)
@@ -109,24 +119,57 @@ class Engine:
         self._started_s = time.monotonic()
         self._loop.add_reader(ours.fileno(), self._read)
 
-    def send(self, make: Callable[[int, int, int], Any], on_reply: Any, block: int = -1) -> None:
+    def send(
+        self,
+        make: Callable[[int, int, int], Any],
+        on_reply: Any,
+        *,
+        block: int = -1,
+        num_bytes: int = 0,
+        is_short: bool = False,
+    ) -> None:
         """Hand over a task.
 
         Args:
             make: Makes the message from an id, and the offset and size of the block.
             on_reply: As in Ticket.
             block: An arena block that holds the task's payload; it is given back with the answer.
+            num_bytes: Bytes of payload in the message.
+            is_short: Whether the task may wait until the loop's turn ends, and then travel and
+                be done together with others.
         """
-        assert self._socket is not None
         number = next(self._ids)
         capacity = self._arena.size(block) if block >= 0 else 0
-        packet = self._encode(make(number, block, capacity))
-        self.tickets[number] = Ticket(on_reply, block)
+        self.tickets[number] = Ticket(on_reply, block, num_bytes)
+        self.waiting_bytes += num_bytes
+        self._outbox.append(make(number, block, capacity))
+        self._outbox_bytes += num_bytes
+        if not is_short or self._outbox_bytes > _FLUSH_BYTES:
+            self._flush()
+        elif not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        sock = self._socket
+        if not self._outbox or sock is None:
+            return
         try:
-            self._socket.send(packet)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            # The other end has gone, or does not read: both end in its being replaced.
+            sock.send(self._encode(self._outbox))
+        except BlockingIOError:
+            if not self._is_blocked:
+                self._is_blocked = True
+                self._loop.add_writer(sock.fileno(), self._flush)
+            return
+        except (BrokenPipeError, ConnectionResetError):
             self._loop.call_soon(self._die)
+            return
+        self._outbox.clear()
+        self._outbox_bytes = 0
+        if self._is_blocked:
+            self._is_blocked = False
+            self._loop.remove_writer(sock.fileno())
 
     async def ask(self, make: Callable[[int, int, int], Any]) -> bytes:
         """Send a task that has no payload and wait for its answer.
@@ -149,7 +192,8 @@ class Engine:
 
     def _read(self) -> None:
         """Take what has come; runs on the loop."""
-        assert self._socket is not None
+        if self._socket is None:
+            return
         receive, decode, view = self._socket.recv_into, self._decode, self._view
         for _ in range(_MAX_PACKETS_A_TURN):
             try:
@@ -161,16 +205,17 @@ class Engine:
             if num == 0:
                 self._die()
                 return
-            reply = decode(view[:num])
-            if type(reply) is Piece:
-                ticket = self.tickets[reply.id]
-                ticket.pieces = ticket.pieces or []
-                ticket.pieces.append(reply.content)
-                continue
-            self._settle(reply)
+            for reply in decode(view[:num]):
+                if isinstance(reply, Piece):
+                    ticket = self.tickets[reply.id]
+                    ticket.pieces = ticket.pieces or []
+                    ticket.pieces.append(reply.content)
+                else:
+                    self._settle(reply)
 
     def _settle(self, reply: Done | Failed | Loaded) -> None:
         ticket = self.tickets.pop(reply.id)
+        self.waiting_bytes -= ticket.num_bytes
         if type(reply) is Done:
             payload = reply.payload
             if reply.in_block:
@@ -193,11 +238,15 @@ class Engine:
         if self._socket is None:
             return
         self._loop.remove_reader(self._socket.fileno())
+        if self._is_blocked:
+            self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._socket = None
         self.is_up = False
         process, self._process = self._process, None
         tickets, self.tickets = self.tickets, {}
+        self._outbox, self._outbox_bytes, self.waiting_bytes = [], 0, 0
+        self._is_blocked = False
         assert process is not None
         process.kill()
         # Blocks are given back once nobody can write to them any more.

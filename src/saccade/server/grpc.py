@@ -108,6 +108,7 @@ class Grpc:
         self._front = front
         self.max_message_bytes = front.http_limits.max_body_bytes
         self.max_streams = 256
+        self.loop = front.loop
         self._connections: set[Http2Connection] = set()
         self._calls: dict[str, Callable[[Any], dict[str, Any]]] = front.control.calls()
 

@@ -208,6 +208,7 @@ class HttpRequest:
         num_bytes: Its length.
         id: What the client calls it, or what this server does.
         arrived_s: When the body was complete, by `time.perf_counter`.
+        done: What an engine process told of it, for spans; None if it never got there.
         is_open: False once answered or once the client has gone.
         on_gone: Called if the client goes before the answer.
     """
@@ -215,6 +216,7 @@ class HttpRequest:
     __slots__ = (
         "_connection",
         "arrived_s",
+        "done",
         "head",
         "id",
         "is_open",
@@ -233,6 +235,7 @@ class HttpRequest:
         self.id = head.headers.get("x-request-id", "")[:128]
         self.arrived_s = time.perf_counter()
         self.is_open = True
+        self.done: Any = None
         self.on_gone: Callable[[], None] | None = None
 
     @property

@@ -38,8 +38,9 @@ _FRAME_BYTES = 1 << 20
 _CONNECTION_WINDOW = 64 << 20
 _MAX_HEADER_BYTES = 32 << 10
 _MAX_BLOCKS_KEPT = 256
-# Frames that ask for work and bring none, per sweep of half a second.
+# Frames that ask for work and bring none, per sweep of half a second; each call allows some more.
 _MAX_IDLE_FRAMES = 2000
+_IDLE_FRAMES_A_CALL = 16
 _SETTING = struct.Struct(">HI")
 
 
@@ -107,7 +108,7 @@ class Http2Connection(asyncio.Protocol):
     """One client.
 
     Args:
-        app: What takes calls: `max_streams`, `max_message_bytes`, `open_connection`,
+        app: What takes calls: `loop`, `max_streams`, `max_message_bytes`, `open_connection`,
             `close_connection`, `begin(connection, stream)`, `take(connection, stream, data)` and
             `finish(connection, stream)`.
     """
@@ -115,6 +116,7 @@ class Http2Connection(asyncio.Protocol):
     def __init__(self, app: Any) -> None:
         self._app = app
         self._transport: Any = None
+        self._out: list[bytes] = []
         self._held = b""
         self._has_preface = False
         self._streams: dict[int, Stream] = {}
@@ -144,7 +146,7 @@ class Http2Connection(asyncio.Protocol):
         )
         payload = b"".join(_SETTING.pack(*pair) for pair in settings)
         more = _CONNECTION_WINDOW - _DEFAULT_WINDOW
-        transport.write(
+        self._write(
             frame(SETTINGS, 0, 0, payload) + frame(WINDOW_UPDATE, 0, 0, more.to_bytes(4, "big"))
         )
         if not self._app.open_connection(self):
@@ -187,6 +189,18 @@ class Http2Connection(asyncio.Protocol):
         except _ConnectionFault as fault:
             self._leave(fault.code, str(fault).encode())
 
+    def _write(self, data: bytes) -> None:
+        """What is written in one turn of the loop goes out together: clients have many calls on
+        one connection, and their answers tend to come at the same time."""
+        if not self._out:
+            self._app.loop.call_soon(self._write_out)
+        self._out.append(data)
+
+    def _write_out(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
     def pause_writing(self) -> None:
         self._is_write_paused = True
         self._write_since_s = time.monotonic()
@@ -214,7 +228,7 @@ class Http2Connection(asyncio.Protocol):
                 raise _ConnectionFault(FRAME_SIZE_ERROR, "a ping has 8 bytes and no stream")
             if not flags & ACK:
                 self._count_idle()
-                self._transport.write(frame(PING, ACK, 0, payload))
+                self._write(frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM:
             self._take_reset(number, payload)
         elif kind == GOAWAY:
@@ -295,6 +309,7 @@ class Http2Connection(asyncio.Protocol):
             return
         stream = Stream(number, headers, self._first_send_window, self._first_receive_window)
         self._streams[number] = stream
+        self._num_idle -= _IDLE_FRAMES_A_CALL
         self._since_s = time.monotonic()
         self._app.begin(self, stream)
         if flags & END_STREAM:
@@ -319,7 +334,7 @@ class Http2Connection(asyncio.Protocol):
         if self._receive_window < _CONNECTION_WINDOW // 2:
             more = _CONNECTION_WINDOW - self._receive_window
             self._receive_window += more
-            self._transport.write(frame(WINDOW_UPDATE, 0, 0, more.to_bytes(4, "big")))
+            self._write(frame(WINDOW_UPDATE, 0, 0, more.to_bytes(4, "big")))
         stream = self._streams.get(number)
         if stream is None:
             self._count_idle()
@@ -348,7 +363,7 @@ class Http2Connection(asyncio.Protocol):
         """Let a stream of many messages go on; the layer above bounds what is held of one."""
         more = self._first_receive_window - stream.receive_window
         stream.receive_window += more
-        self._transport.write(frame(WINDOW_UPDATE, 0, stream.id, more.to_bytes(4, "big")))
+        self._write(frame(WINDOW_UPDATE, 0, stream.id, more.to_bytes(4, "big")))
 
     def _take_window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -397,7 +412,7 @@ class Http2Connection(asyncio.Protocol):
                 if not 16384 <= value <= (1 << 24) - 1:
                     raise _ConnectionFault(PROTOCOL_ERROR, "a frame size is impossible")
                 self._max_frame = value
-        self._transport.write(frame(SETTINGS, ACK, 0))
+        self._write(frame(SETTINGS, ACK, 0))
 
     def _take_reset(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -424,13 +439,14 @@ class Http2Connection(asyncio.Protocol):
             self._streams.pop(stream.id, None)
 
     def _reset(self, number: int, code: int) -> None:
-        self._transport.write(frame(RST_STREAM, 0, number, code.to_bytes(4, "big")))
+        self._write(frame(RST_STREAM, 0, number, code.to_bytes(4, "big")))
 
     def _leave(self, code: int, why: bytes = b"") -> None:
         self._is_leaving = True
         payload = self._last_id.to_bytes(4, "big") + code.to_bytes(4, "big") + why
-        self._transport.write(frame(GOAWAY, 0, 0, payload))
+        self._write(frame(GOAWAY, 0, 0, payload))
         if code != NO_ERROR:
+            self._write_out()
             self._transport.close()
 
     def close_when_idle(self) -> None:
@@ -438,6 +454,7 @@ class Http2Connection(asyncio.Protocol):
         if not self._is_leaving:
             self._leave(NO_ERROR)
         if not self._streams:
+            self._write_out()
             self._transport.close()
 
     def sweep(self, now_s: float, body_s: float, write_s: float) -> None:
@@ -469,13 +486,13 @@ class Http2Connection(asyncio.Protocol):
             self._send_window = window - size
             stream.send_window -= size
             number = stream.id
-            self._transport.write(
+            self._write(
                 frame(HEADERS, END_HEADERS, number, start) + frame(DATA, 0, number, content) + last
             )
             if stream.is_half_closed:
                 self._streams.pop(number, None)
             return
-        self._transport.write(frame(HEADERS, END_HEADERS, stream.id, start))
+        self._write(frame(HEADERS, END_HEADERS, stream.id, start))
         stream.pending.append((memoryview(content), last))
         self._flush(stream)
 
@@ -484,7 +501,7 @@ class Http2Connection(asyncio.Protocol):
         if stream.is_over:
             return
         stream.is_over = True
-        self._transport.write(frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block))
+        self._write(frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block))
         if not stream.is_half_closed:
             # The rest of the request is not wanted.
             self._reset(stream.id, NO_ERROR)
@@ -493,7 +510,7 @@ class Http2Connection(asyncio.Protocol):
 
     def begin_answer(self, stream: Stream, start: bytes) -> None:
         """Send the headers of an answer whose messages follow one by one."""
-        self._transport.write(frame(HEADERS, END_HEADERS, stream.id, start))
+        self._write(frame(HEADERS, END_HEADERS, stream.id, start))
 
     def send(self, stream: Stream, content: bytes) -> None:
         """Send one message of an answer of many."""
@@ -532,7 +549,7 @@ class Http2Connection(asyncio.Protocol):
                 pieces.append(last)
             stream.pending.pop(0)
         if pieces:
-            self._transport.writelines(pieces)
+            self._write(b"".join(pieces))
         if stream.is_over and not stream.pending and stream.is_half_closed:
             self._streams.pop(stream.id, None)
 

@@ -74,8 +74,8 @@ def start_infer(
     wanted = check_inputs(face, asked)
     key, inputs = entry.key, asked.inputs
 
-    def make(number: int, payload: bytes, block: int, capacity: int) -> Infer:
-        return Infer(number, key, inputs, wanted, payload, block, capacity)
+    def make(number: int, payload: bytes, block: int, size: int, at_s: float) -> Infer:
+        return Infer(number, key, inputs, wanted, payload, block, size, at_s)
 
     job = Job(entry, asked.parts, asked.num_bytes, make, on_end, schedule)
     dispatcher.submit(job)

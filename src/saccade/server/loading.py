@@ -127,7 +127,10 @@ def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
         return _open_network(name, path, options, manifest, str(exc))
     run = RunOptions(batch=options.batch, threads=options.threads).settled(detector.suggested)
     workers = options.workers or num_cores()
-    plan = detector.plan(batch=run.batch, streams=run.streams or workers, threads=run.threads or 1)
+    # A graph that fixes its batch decides it: options are for all models of a server.
+    is_fixed = any(s.shape and isinstance(s.shape[0], int) for s in detector.model.inputs)
+    batch = None if is_fixed else run.batch
+    plan = detector.plan(batch=batch, streams=run.streams or workers, threads=run.threads or 1)
     return ServedModel(
         name=name,
         model=detector.model,

@@ -20,6 +20,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
         batch: Items per inference, at most; default as the bundle was built, else 1.
         threads: Threads inside one inference; default as the bundle was built, else 1.
         workers: Threads of the engine process.
+        latency_ms: The objective that batching is tuned to.
         max_pixels: Larger pictures are refused before they are decoded.
         is_forced: Serve a bundle that did not pass its gate.
         tensors_only: Do not look for a detection head.
@@ -34,6 +35,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     batch: int | None = None
     threads: int | None = None
     workers: int | None = None
+    latency_ms: float = 50.0
     max_pixels: int = 50_000_000
     is_forced: bool = False
     tensors_only: bool = False

@@ -66,6 +66,7 @@ class ServeOptions:
         drain_s: Seconds that requests under way have after SIGTERM.
         log: "text", "json" or "off".
         log_requests: Whether each request is logged.
+        with_spans: Whether requests become spans of OpenTelemetry.
     """
 
     host: str = "127.0.0.1"
@@ -88,9 +89,17 @@ class ServeOptions:
     drain_s: float = 30.0
     log: str = "text"
     log_requests: bool = False
+    with_spans: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("engines", "threads", "max_queue", "max_queue_mb", "arena_mb"):
+        for name in (
+            "engines",
+            "threads",
+            "max_queue",
+            "max_queue_mb",
+            "arena_mb",
+            "max_connections",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}; correct it")

@@ -45,8 +45,8 @@ def detect_job(
     """One picture's run; see `Detect` and `Job`."""
     key = entry.key
 
-    def make(number: int, payload: bytes, block: int, capacity: int) -> Detect:
-        return Detect(number, key, num_bytes, form, limits, payload, block, capacity)
+    def make(number: int, payload: bytes, block: int, size: int, at_s: float) -> Detect:
+        return Detect(number, key, num_bytes, form, limits, payload, block, size, None, at_s)
 
     return Job(entry, parts, num_bytes, make, on_end, schedule)
 
@@ -90,6 +90,7 @@ class Pictures:
                 return
             if form == "json":
                 content = start_of(entry) + content[1:]
+            request.done = reply
             more = timing_line(reply, request.arrived_s)
             request.respond(200, content, _CONTENT_TYPES[form], more)
 
@@ -441,8 +442,8 @@ def _job(
         return detect_job(entry, (bytes(picture),), len(picture), form, limits, on_end, schedule)
     key, num_bytes = entry.key, picture.num_bytes
 
-    def make(number: int, payload: bytes, block: int, capacity: int) -> Detect:
-        return Detect(number, key, num_bytes, form, limits, b"", block, capacity, picture)
+    def make(number: int, payload: bytes, block: int, size: int, at_s: float) -> Detect:
+        return Detect(number, key, num_bytes, form, limits, b"", block, size, picture, at_s)
 
     return Job(entry, (), 0, make, on_end, schedule)
 

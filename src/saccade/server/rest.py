@@ -140,6 +140,7 @@ class Rest:
             if isinstance(reply, Problem):
                 request.fail(reply)
                 return
+            request.done = reply
             try:
                 num, answer = write_infer(face.name, face.version, asked, reply, content)
             except Exception as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,10 +74,11 @@ async def _serve(
             ("grpc", lambda: Http2Connection(front.grpc), options.grpc_port),
         ):
             if port is not None:
-                server = await _listen(make, options, port, loop)
+                server = await _listen(make, options, port, kind)
                 servers.append(server)
                 at = "{}:{}".format(*server.sockets[0].getsockname()[:2])
-                addresses[kind] = f"http://{at}" if kind == "http" else at
+                scheme = "http" if options.certificate is None else "https"
+                addresses[kind] = f"{scheme}://{at}" if kind == "http" else at
         for source in sources:
             try:
                 await front.load(source)
@@ -95,11 +97,27 @@ async def _serve(
                 loop.remove_signal_handler(number)
 
 
-async def _listen(
-    make: Callable[[], Any], options: ServeOptions, port: int, loop: asyncio.AbstractEventLoop
-) -> Any:
+def _tls(options: ServeOptions, protocol: str) -> ssl.SSLContext | None:
+    if options.certificate is None or options.key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        return await loop.create_server(make, options.host, port, backlog=1024)
+        context.load_cert_chain(options.certificate, options.key)
+    except (OSError, ssl.SSLError) as exc:
+        raise InputError(
+            f"{options.certificate} and {options.key} must be a certificate and its key in PEM "
+            f"form, they are not ({exc}); correct --certificate and --key"
+        ) from exc
+    context.set_alpn_protocols([protocol])
+    return context
+
+
+async def _listen(make: Callable[[], Any], options: ServeOptions, port: int, kind: str) -> Any:
+    loop = asyncio.get_running_loop()
+    context = _tls(options, "h2" if kind == "grpc" else "http/1.1")
+    try:
+        return await loop.create_server(make, options.host, port, backlog=1024, ssl=context)
     except OSError as exc:
         raise InputError(
             f"{options.host}:{port} must be free to listen on, it is not "

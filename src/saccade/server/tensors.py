@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from saccade.errors import InputError
-from saccade.server.dtypes import ITEM_BYTES, datatype_of, numpy_name
+from saccade.server.dtypes import datatype_of, numpy_name
 from saccade.server.loading import ServedModel
 from saccade.server.wire import TensorPart
 from saccade.types import Slot, TensorSpec
@@ -23,6 +24,9 @@ def array_of(part: TensorPart, data: memoryview) -> np.ndarray:
     return flat.reshape(part.shape)
 
 
+Feeds = Mapping[str, np.ndarray]
+
+
 class TensorRunner:
     """Runs one model on tensors. For one thread.
 
@@ -36,70 +40,102 @@ class TensorRunner:
         self._served = served
         self._slots: dict[tuple[int, int], Slot] = {}
         self._specs = {spec.name: spec for spec in served.model.inputs}
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in served.model.inputs}
         self._batch = served.plan.batch
+        names = {spec.shape[0] for spec in served.model.inputs if spec.shape}
+        self._is_splittable = served.has_free_batch and all(
+            spec.shape and spec.shape[0] in names for spec in served.model.outputs
+        )
+        self._has_free_size = any(
+            len(spec.shape) == 4 and any(isinstance(size, str) for size in spec.shape[1:])
+            for spec in served.model.inputs
+        )
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
-        """Infer.
+    def groups(self, fed: Sequence[tuple[Any, Feeds, int]]) -> Iterator[list[Any]]:
+        """What can share a run: requests of one size, as many as the batch holds. A network that
+        fixes its batch, or has outputs that do not, runs each alone."""
+        open_groups: dict[tuple[int, int], tuple[list[Any], int]] = {}
+        for item in fed:
+            size_hw, num = self._size_hw(item[1]), item[2]
+            group, total = open_groups.pop(size_hw, ([], 0))
+            if group and (total + num > self._batch or not self._is_splittable):
+                yield group
+                group, total = [], 0
+            group.append(item)
+            open_groups[size_hw] = (group, total + num)
+        for group, _ in open_groups.values():
+            yield group
+
+    def run(self, several: Sequence[Feeds], total: int) -> Mapping[str, np.ndarray]:
+        """Infer for one or several requests.
 
         Args:
-            feeds: Every input, (b, ...) of the network's types.
+            several: For each every input, (b, ...), as `check` let it pass.
+            total: Their items in all.
 
         Returns:
-            Every output, valid until the next call, and b.
+            Every output, valid until the next call; rows in the order of the requests.
 
         Raises:
             InputError: An input does not fit the network.
             EngineError: The engine failed.
         """
-        num = self._check(feeds)
-        slot = self._slot(feeds)
-        if num <= self._batch:
-            return dict(self._run_once(slot, feeds, 0, num)), num
-        pieces = [
-            {k: np.array(v) for k, v in self._run_once(slot, feeds, at, self._batch).items()}
-            for at in range(0, num, self._batch)
-        ]
-        return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, num
+        slot = self._slot(several[0])
+        if total <= self._batch:
+            at = 0
+            for feeds in several:
+                at = self._fill(slot, feeds, at)
+            return slot.run(total)
+        pieces = []
+        for start in range(0, total, self._batch):
+            part = {k: v[start : start + self._batch] for k, v in several[0].items()}
+            num = self._fill(slot, part, 0)
+            pieces.append({k: np.array(v) for k, v in slot.run(num).items()})
+        return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
-    def _run_once(
-        self, slot: Slot, feeds: Mapping[str, np.ndarray], at: int, size: int
-    ) -> Mapping[str, np.ndarray]:
-        num = size
+    def _fill(self, slot: Slot, feeds: Feeds, at: int) -> int:
+        end = at
         for name, array in feeds.items():
-            piece = array[at : at + size] if array.ndim else array
             target = slot.inputs[name]
-            num = len(piece) if array.ndim else 1
-            if target.shape[1:] != piece.shape[1:] or len(target) < num:
+            num = len(array) if array.ndim else 1
+            if target.shape[1:] != array.shape[1:] or len(target) < at + num:
                 raise InputError(
                     f"input {name!r} must have shape {list(target.shape)} here, it has "
-                    f"{list(piece.shape)}; correct the shape"
+                    f"{list(array.shape)}; correct the shape"
                 )
-            target[:num] = piece
-        return slot.run(num)
+            target[at : at + num] = array
+            end = at + num
+        return end
 
-    def _check(self, feeds: Mapping[str, np.ndarray]) -> int:
-        nums = set()
+    def check(self, feeds: Feeds) -> int:
+        """The items of a request.
+
+        Raises:
+            InputError: An input does not fit the network.
+        """
+        num = -1
         for name, array in feeds.items():
             spec = self._specs[name]
-            if array.dtype != spec.dtype:
+            if array.dtype != self._dtypes[name]:
                 raise InputError(
                     f"input {name!r} must be {datatype_of(spec.dtype)}, it is "
-                    f"{datatype_of(str(array.dtype))}; convert it"
+                    f"{datatype_of(array.dtype.name)}; convert it"
                 )
             if not _fits(spec, array.shape):
                 raise InputError(
                     f"input {name!r} must have shape {_shown(spec)}, it has "
                     f"{list(array.shape)}; correct the shape"
                 )
-            nums.add(array.shape[0] if array.ndim else 1)
-        if len(nums) != 1 or 0 in nums:
-            raise InputError(
-                f"all inputs must have the same number of items, at least 1; they have "
-                f"{sorted(nums)}; correct their shapes"
-            )
-        return int(nums.pop())
+            own = array.shape[0] if array.ndim else 1
+            if own == 0 or num not in (-1, own):
+                raise InputError(
+                    "all inputs must have the same number of items, at least 1; "
+                    f"they have {num} and {own}; correct their shapes"
+                )
+            num = own
+        return num
 
-    def _slot(self, feeds: Mapping[str, np.ndarray]) -> Slot:
+    def _slot(self, feeds: Feeds) -> Slot:
         size_hw = self._size_hw(feeds)
         slot = self._slots.pop(size_hw, None)
         if slot is None:
@@ -109,7 +145,9 @@ class TensorRunner:
         self._slots[size_hw] = slot
         return slot
 
-    def _size_hw(self, feeds: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    def _size_hw(self, feeds: Feeds) -> tuple[int, int]:
+        if not self._has_free_size:
+            return self._served.size_hw
         for name, spec in self._specs.items():
             if len(spec.shape) == 4 and any(isinstance(s, str) for s in spec.shape[1:]):
                 is_nhwc = spec.shape[3] in (1, 3) and spec.shape[1] not in (1, 3)
@@ -127,11 +165,3 @@ def _fits(spec: TensorSpec, shape: Sequence[int]) -> bool:
 
 def _shown(spec: TensorSpec) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in spec.shape]
-
-
-def num_bytes_of(part: TensorPart) -> int:
-    """Bytes that a tensor of numbers has."""
-    size = ITEM_BYTES[part.datatype]
-    for axis in part.shape:
-        size *= axis
-    return size

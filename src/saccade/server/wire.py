@@ -1,7 +1,8 @@
-"""Messages between the front and an engine process: one packet each, MessagePack inside.
+"""Messages between the front and an engine process: lists of them in packets, as MessagePack.
 
-What is longer than a packet lies in the arena, in a block that the front took for the request;
-the engine process writes its answer over it if it fits, else it sends it in several packets.
+Short tasks travel together, so that neither end pays a system call for each. What is longer than
+a packet lies in the arena, in a block that the front took for the request; the engine process
+writes its answer over it if it fits, else it sends it in several packets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import msgspec
 
 __all__ = [
     "INLINE_BYTES",
+    "MAX_INLINE_WAITING_BYTES",
     "PACKET_BYTES",
+    "SHORT_S",
     "Detect",
     "Done",
     "Failed",
@@ -28,8 +31,13 @@ __all__ = [
 
 # Payloads up to here travel in the message.
 INLINE_BYTES = 24 << 10
+# What waits in the socket at most; beyond it, payloads go through the arena.
+MAX_INLINE_WAITING_BYTES = 96 << 10
 # The longest packet. Linux lets a packet have about half of the socket's buffer.
 PACKET_BYTES = 64 << 10
+# Tasks of less than this are done by the thread that waits for them, and answered together: waking
+# another thread would take as long.
+SHORT_S = 0.0003
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
@@ -79,6 +87,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag=1):
         payload: The bytes of the inputs if they are few.
         block: Otherwise the offset of the arena block, or -1.
         capacity: Bytes of that block.
+        arrived_s: When the request came, by the clock that all processes share.
     """
 
     id: int
@@ -88,6 +97,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag=1):
     payload: bytes = b""
     block: int = -1
     capacity: int = 0
+    arrived_s: float = 0.0
 
 
 class Detect(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -103,6 +113,7 @@ class Detect(msgspec.Struct, frozen=True, array_like=True, tag=2):
         block: Otherwise the offset of the arena block, or -1.
         capacity: Bytes of that block.
         region: Where the picture is instead, if the client shares memory.
+        arrived_s: As in Infer.
     """
 
     id: int
@@ -114,6 +125,7 @@ class Detect(msgspec.Struct, frozen=True, array_like=True, tag=2):
     block: int = -1
     capacity: int = 0
     region: Region | None = None
+    arrived_s: float = 0.0
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -157,7 +169,7 @@ class Forget(msgspec.Struct, frozen=True, array_like=True, tag=6):
 Task = Infer | Detect | Load | Unload | Status | Forget
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Done(msgspec.Struct, array_like=True, tag=1):
     """A task's result.
 
     Attributes:

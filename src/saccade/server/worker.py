@@ -1,8 +1,9 @@
 """An engine process: threads that take tasks from one socket and answer on it.
 
-One thread at a time waits for the next task. With a task in hand it first lets another thread
-wait, then brings the picture from bytes to boxes without handing it over; if the work is shorter
-than waking a thread, it does the work and goes on waiting itself.
+One thread at a time waits for the next task. With tasks in hand it first lets another thread
+wait, then brings the pictures from bytes to boxes without handing them over; if the work is
+shorter than waking a thread, it does the work and goes on waiting itself. Requests that are there
+at the same time share a run, see `saccade.server.batching`.
 
 Run by the front as `python -m saccade.server.worker SOCKET_FD ARENA_FD THREADS`.
 """
@@ -14,21 +15,26 @@ import json
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from saccade.errors import EngineError, PictureError, SaccadeError
+from saccade.errors import EngineError, PictureError
 from saccade.pipeline.stages import Lane, Stages, StageTimes
 from saccade.server.answers import answer_of
 from saccade.server.arena import map_arena
+from saccade.server.batching import Batching
 from saccade.server.dtypes import datatype_of
+from saccade.server.forms import DRAWN_FORMS
 from saccade.server.loading import ServedModel, open_model
 from saccade.server.loading_options import LoadOptions
 from saccade.server.problems import problem_of
@@ -37,6 +43,7 @@ from saccade.server.tensors import TensorRunner, array_of
 from saccade.server.wire import (
     INLINE_BYTES,
     PACKET_BYTES,
+    SHORT_S,
     Detect,
     Done,
     Failed,
@@ -49,14 +56,15 @@ from saccade.server.wire import (
     TensorPart,
     Unload,
 )
-from saccade.types import Slot
+from saccade.types import Detections, Placement, Slot
+from saccade.vision.decode import Decoder
 from saccade.vision.place import single_threaded_cv2
 
 __all__ = ["main"]
 
-# Work that takes less than this is done by the thread that waits for tasks.
-_SHORT_S = 0.0003
 _MAX_THRESHOLDS_KEPT = 64
+_REPLIES_TOGETHER = 16
+_MAX_BACKLOG = 256
 _PIECE_BYTES = PACKET_BYTES - 256
 
 
@@ -94,6 +102,16 @@ class _Tools:
         return found
 
 
+class _Placed(NamedTuple):
+    """A picture that waits for its run: its task, thresholds, place, pixels and times."""
+
+    task: Detect
+    stages: Stages
+    placement: Placement
+    picture: np.ndarray | None
+    times: StageTimes
+
+
 class EngineProcess:
     """All models of one device, and the threads that run them.
 
@@ -107,12 +125,19 @@ class EngineProcess:
         self._sock = sock
         self._arena = arena
         self._models: dict[int, ServedModel] = {}
-        self._short: dict[int, float] = {}
-        self._turn = threading.Lock()
-        self._is_over = False
+        self._batching: dict[int, Batching] = {}
+        self._task_s: dict[int, float] = {}
         self._regions = Regions()
         self._num_threads = num_threads
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_over = False
+        # Who holds the turn may receive, and use what follows.
+        self._turn = threading.Lock()
+        self._backlog: deque[Any] = deque()
+        self._num_idle = 0
+        self._buffer = bytearray(PACKET_BYTES + 4096)
+        self._view = memoryview(self._buffer)
+        self._tasks_of = msgspec.msgpack.Decoder(list[Task]).decode
 
     def run(self) -> None:
         """Work until the front closes its end."""
@@ -129,62 +154,120 @@ class EngineProcess:
     def _manage(self) -> None:
         """Loading may take seconds and does not keep a thread from the requests."""
         while True:
-            self._do(self._orders.get(), {})
+            self._order(self._orders.get())
 
-    def _work(self) -> None:
-        buffer = bytearray(PACKET_BYTES + 4096)
-        view = memoryview(buffer)
-        decode = msgspec.msgpack.Decoder(Task).decode
-        tools: dict[int, _Tools] = {}
-        turn, receive = self._turn, self._sock.recv_into
-        while True:
-            turn.acquire()
-            has_turn = True
-            try:
-                while True:
-                    num = 0 if self._is_over else receive(buffer)
-                    if num == 0:
-                        self._is_over = True
-                        return
-                    task = decode(view[:num])
-                    if type(task) is not Infer and type(task) is not Detect:
-                        self._orders.put(task)
-                        continue
-                    if type(task) is Detect or self._short.get(task.model, 1.0) > _SHORT_S:
-                        turn.release()
-                        has_turn = False
-                    self._do(task, tools)
-                    if not has_turn:
-                        break
-            finally:
-                if has_turn:
-                    turn.release()
-
-    def _do(self, task: Any, tools: dict[int, _Tools]) -> None:
+    def _order(self, task: Any) -> None:
         try:
-            if type(task) is Detect:
-                self._detect(task, self._tools_for(task.model, tools))
-            elif type(task) is Infer:
-                self._infer(task, self._tools_for(task.model, tools))
-            elif type(task) is Load:
+            if type(task) is Load:
                 self._load(task)
             elif type(task) is Unload:
                 served = self._models.pop(task.model, None)
-                tools.pop(task.model, None)
+                self._batching.pop(task.model, None)
+                self._task_s.pop(task.model, None)
                 if served is not None:
                     served.close()
-                self._send(Loaded(task.id, b"{}"))
+                self._send([Loaded(task.id, b"{}")])
             elif type(task) is Forget:
                 self._regions.forget(task.key)
-                self._send(Loaded(task.id, b"{}"))
+                self._send([Loaded(task.id, b"{}")])
             else:
-                self._send(Loaded(task.id, self._status()))
-        except SaccadeError as exc:
-            self._send(Failed(task.id, problem_of(exc).kind, str(exc)))
-        except Exception as exc:
-            # The thread's boundary: the caller hears of it, the log holds the trace.
-            sys.excepthook(type(exc), exc, exc.__traceback__)
-            self._send(Failed(task.id, "internal", str(problem_of(exc))))
+                self._send([Loaded(task.id, self._status())])
+        except Exception as exc:  # the thread's boundary
+            self._send([_failed(task, exc)])
+
+    # The threads that run tasks.
+
+    def _work(self) -> None:
+        tools: dict[int, _Tools] = {}
+        replies: list[Any] = []
+        self._num_idle += 1
+        while True:
+            with self._turn:
+                while (tasks := self._next_tasks()) and self._is_short(tasks[0]):
+                    self._do(tasks, tools, replies)
+                    if len(replies) >= _REPLIES_TOGETHER or not self._backlog:
+                        self._send(replies)
+                        replies = []
+                if not tasks:
+                    return
+                self._num_idle -= 1
+            self._do(tasks, tools, replies)
+            self._send(replies)
+            replies = []
+            self._num_idle += 1  # an estimate: threads may lose one another's step
+
+    def _is_short(self, task: Any) -> bool:
+        return type(task) is Infer and self._task_s.get(task.model, 1.0) < SHORT_S
+
+    def _next_tasks(self) -> list[Any]:
+        """Wait for work. Tasks that come together are of one kind and one model; none at the
+        end."""
+        backlog = self._backlog
+        while not backlog:
+            if not self._receive(0):
+                return []
+        first = backlog.popleft()
+        batching = self._batching.get(first.model)
+        if batching is None or batching.max_batch == 1:
+            return [first]
+        while len(backlog) < _MAX_BACKLOG and self._receive(socket.MSG_DONTWAIT):
+            pass
+        return self._gather(first, batching)
+
+    def _gather(self, first: Any, batching: Batching) -> list[Any]:
+        tasks = [first]
+        while True:
+            age_s = time.perf_counter() - first.arrived_s
+            same = [t for t in self._backlog if t.model == first.model and type(t) is type(first)]
+            wanted = batching.share(1 + len(same), self._num_idle, age_s)
+            for task in same[: wanted - len(tasks)]:
+                self._backlog.remove(task)
+                tasks.append(task)
+            wait_s = batching.wait_s(len(tasks), age_s) if not self._backlog else 0.0
+            if wait_s <= 0 or not self._receive_within(wait_s):
+                return tasks
+
+    def _receive_within(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._sock], [], [], seconds)
+        return bool(ready) and self._receive(socket.MSG_DONTWAIT)
+
+    def _receive(self, flags: int) -> bool:
+        """Take a packet; False if there is none or there will be none."""
+        if self._is_over:
+            return False
+        try:
+            num = self._sock.recv_into(self._buffer, 0, flags)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            num = 0
+        if num == 0:
+            self._is_over = True
+            return False
+        for task in self._tasks_of(self._view[:num]):
+            if type(task) is Infer or type(task) is Detect:
+                self._backlog.append(task)
+                batching = self._batching.get(task.model)
+                if batching is not None and batching.max_batch > 1:
+                    batching.arrived(task.arrived_s)
+            else:
+                self._orders.put(task)
+        return True
+
+    def _do(self, tasks: list[Any], tools: dict[int, _Tools], replies: list[Any]) -> None:
+        begun_s = time.perf_counter()
+        first = tasks[0]
+        try:
+            mine = self._tools_for(first.model, tools)
+            run = self._detect if type(first) is Detect else self._infer
+            run(tasks, mine, replies)
+        except Exception as exc:  # the thread's boundary: callers hear of it
+            answered = {reply.id for reply in replies}
+            replies += [_failed(task, exc) for task in tasks if task.id not in answered]
+            return
+        spent_s = (time.perf_counter() - begun_s) / len(tasks)
+        before_s = self._task_s.get(first.model, spent_s)
+        self._task_s[first.model] = before_s + 0.1 * (spent_s - before_s)
 
     def _tools_for(self, model: int, tools: dict[int, _Tools]) -> _Tools:
         served = self._models.get(model)
@@ -200,48 +283,87 @@ class EngineProcess:
     def _load(self, task: Load) -> None:
         options = msgspec.json.decode(task.options, type=LoadOptions)
         served = open_model(task.name, task.path, options)
-        self._models[task.model] = served
         try:
-            self._warm_up(served)
+            slot = served.engine.open_slot(served.size_hw)
+            slot.run(served.plan.batch)
         except BaseException:
-            del self._models[task.model]
             served.close()
             raise
-        self._send(Loaded(task.id, msgspec.json.encode(served.details())))
+        self._batching[task.model] = Batching(served.plan.batch, options.latency_ms / 1000)
+        self._models[task.model] = served
+        self._send([Loaded(task.id, msgspec.json.encode(served.details()))])
 
-    def _warm_up(self, served: ServedModel) -> None:
-        slot = served.engine.open_slot(served.size_hw)
-        slot.run(served.plan.batch)
+    def _payload(self, task: Infer | Detect) -> memoryview:
+        if task.block >= 0:
+            return self._arena[task.block : task.block + task.capacity]
+        return memoryview(task.payload)
 
-    def _infer(self, task: Infer, tools: _Tools) -> None:
-        begun_ns = time.perf_counter_ns()
+    # Tensors.
+
+    def _infer(self, tasks: list[Infer], tools: _Tools, replies: list[Any]) -> None:
+        """Run tasks together where they fit together; one that is wrong fails alone."""
         runner = tools.tensors
         if runner is None:
             runner = tools.tensors = TensorRunner(tools.served)
-        payload = (
-            self._arena[task.block : task.block + task.capacity]
-            if task.block >= 0
-            else memoryview(task.payload)
-        )
-        feeds = {}
-        for part in task.inputs:
-            data = (
-                payload[part.offset : part.offset + part.num_bytes]
-                if part.region is None
-                else self._regions.view(part.region)
-            )
-            feeds[part.name] = array_of(part, data)
+        begun_ns = time.perf_counter_ns()
+        fed: list[tuple[Infer, dict[str, np.ndarray], int]] = []
+        for task in tasks:
+            try:
+                feeds = self._feeds(task)
+                fed.append((task, feeds, runner.check(feeds)))
+            except Exception as exc:
+                replies.append(_failed(task, exc))
         fed_ns = time.perf_counter_ns()
-        outputs, items = runner.run(feeds)
-        run_ns = time.perf_counter_ns()
+        for group in runner.groups(fed):
+            run_ns = time.perf_counter_ns()
+            total = sum(num for _, _, num in group)
+            try:
+                outputs = runner.run([feeds for _, feeds, _ in group], total)
+            except Exception as exc:
+                replies += [_failed(task, exc) for task, _, _ in group]
+                continue
+            end_ns = time.perf_counter_ns()
+            self._batching[tasks[0].model].ran(len(group), (end_ns - run_ns) / 1e9)
+            times = (0, (fed_ns - begun_ns) // len(tasks), end_ns - run_ns, 0)
+            at = 0
+            for task, _, num in group:
+                try:
+                    self._reply_tensors(task, outputs, (at, num, total), times, replies)
+                except Exception as exc:
+                    replies.append(_failed(task, exc))
+                at += num
+
+    def _feeds(self, task: Infer) -> dict[str, np.ndarray]:
+        payload, feeds = self._payload(task), {}
+        for part in task.inputs:
+            if part.region is None:
+                data = payload[part.offset : part.offset + part.num_bytes]
+            else:
+                data = self._regions.view(part.region)
+            feeds[part.name] = array_of(part, data)
+        return feeds
+
+    def _reply_tensors(
+        self,
+        task: Infer,
+        outputs: Mapping[str, np.ndarray],
+        place: tuple[int, int, int],
+        times: tuple[int, int, int, int],
+        replies: list[Any],
+    ) -> None:
+        """Answer with this task's rows of a run's outputs."""
+        first, num, total = place
         parts: list[TensorPart] = []
         pieces: list[memoryview] = []
         at = 0
         for name, region in task.outputs:
-            array = np.ascontiguousarray(outputs[name])
+            array = outputs[name]
+            if num != total:
+                array = array[first : first + num]
+            array = np.ascontiguousarray(array)
             view = memoryview(array.reshape(-1).view(np.uint8).data)
             num_bytes = len(view)
-            datatype = datatype_of(str(array.dtype))
+            datatype = datatype_of(array.dtype.name)
             if region is None:
                 parts.append(TensorPart(name, datatype, array.shape, at, num_bytes))
                 pieces.append(view)
@@ -249,14 +371,13 @@ class EngineProcess:
             else:
                 self._regions.write(region, view, name)
                 parts.append(TensorPart(name, datatype, array.shape, 0, num_bytes, region))
-        times = (0, fed_ns - begun_ns, run_ns - fed_ns, 0)
-        done = Done(task.id, at, tuple(parts), times, items, items)
-        self._answer(task, done, pieces)
-        spent_s = (time.perf_counter_ns() - begun_ns) / 1e9
-        before_s = self._short.get(task.model, spent_s)
-        self._short[task.model] = before_s + 0.1 * (spent_s - before_s)
+        share = (times[0], times[1], times[2] * num // total, times[3])
+        self._answer(task, Done(task.id, at, tuple(parts), share, total, num), pieces, replies)
 
-    def _detect(self, task: Detect, tools: _Tools) -> None:
+    # Pictures.
+
+    def _detect(self, tasks: list[Detect], tools: _Tools, replies: list[Any]) -> None:
+        """Decode and place each picture, infer together, suppress each by its own thresholds."""
         served = tools.served
         if served.detector is None:
             raise PictureError(
@@ -264,8 +385,57 @@ class EngineProcess:
                 f"{served.why_no_detector}"
             )
         lane, slot = tools.open_lane()
-        stages = tools.stages(task.thresholds)
+        if len(tasks) == 1:
+            self._detect_one(tasks[0], tools, lane, slot, replies)
+            return
+        placed: list[_Placed] = []
+        for task in tasks:
+            lane.times = times = StageTimes()
+            try:
+                stages = tools.stages(task.thresholds)
+                picture = self._decode(task, lane)
+                placement = stages.prepare(lane, picture, slot, len(placed))
+                kept = picture if task.form in DRAWN_FORMS else None
+                if kept is not None:
+                    kept = kept.copy()  # the lane's next picture takes its place
+                placed.append(_Placed(task, stages, placement, kept, times))
+            except Exception as exc:
+                replies.append(_failed(task, exc))
+        if not placed:
+            return
         lane.times = times = StageTimes()
+        begun_s = time.perf_counter()
+        outputs = placed[0].stages.infer(lane, slot, len(placed))
+        self._batching[tasks[0].model].ran(len(placed), time.perf_counter() - begun_s)
+        infer_ns = int(times.wall_s["infer"] * 1e9) // len(placed)
+        placements = [one.placement for one in placed]
+        # Heads read all pictures of a run at once; each set of thresholds has its own reading.
+        for stages in {id(one.stages): one.stages for one in placed}.values():
+            try:
+                found = stages.suppress(lane, outputs, placements)
+            except Exception as exc:
+                replies += [_failed(one.task, exc) for one in placed if one.stages is stages]
+                continue
+            for one, its in zip(placed, found, strict=True):
+                if one.stages is stages:
+                    one.times.wall_s["suppress"] = times.wall_s["suppress"] / len(placed)
+                    self._reply_picture(one, its, infer_ns, len(placed), replies)
+
+    def _detect_one(
+        self, task: Detect, tools: _Tools, lane: Lane, slot: Slot, replies: list[Any]
+    ) -> None:
+        lane.times = times = StageTimes()
+        stages = tools.stages(task.thresholds)
+        picture = self._decode(task, lane)
+        placement = stages.prepare(lane, picture, slot, 0)
+        outputs = stages.infer(lane, slot, 1)
+        found = stages.suppress(lane, outputs, [placement])[0]
+        infer_s = times.wall_s["infer"]
+        self._batching[task.model].ran(1, infer_s)
+        one = _Placed(task, stages, placement, picture, times)
+        self._reply_picture(one, found, int(infer_s * 1e9), 1, replies)
+
+    def _decode(self, task: Detect, lane: Lane) -> np.ndarray:
         if task.region is not None:
             data: Any = self._regions.view(task.region)
         elif task.block >= 0:
@@ -273,44 +443,61 @@ class EngineProcess:
         else:
             data = task.payload
         lane.is_encoded = True
-        picture = lane.timed("decode", lane.decoder.decode, data)
-        placement = stages.prepare(lane, picture, slot, 0)
-        outputs = stages.infer(lane, slot, 1)
-        found = stages.suppress(lane, outputs, [placement])[0]
-        content = answer_of(task.form, found, placement.source_wh, picture, stages.contract)
-        wall = times.wall_s
-        spent = (
-            int(wall["decode"] * 1e9),
-            int(wall["prepare"] * 1e9),
-            int(wall["infer"] * 1e9),
-            int(wall["suppress"] * 1e9),
-        )
-        self._answer(task, Done(task.id, len(content), (), spent), [memoryview(content)])
+        return lane.timed("decode", lane.decoder.decode, data)
 
-    def _answer(self, task: Infer | Detect, done: Done, pieces: list[memoryview]) -> None:
-        """Send a payload the cheapest way that it fits."""
+    def _reply_picture(
+        self, one: _Placed, found: Detections, infer_ns: int, batch: int, replies: list[Any]
+    ) -> None:
+        task, wall_s = one.task, one.times.wall_s
+        picture: Any = one.picture
+        if task.form in DRAWN_FORMS and one.stages.scaled_decode:
+            # Boxes are in pixels of the full picture; it was decoded at a smaller scale.
+            rule = one.stages.contract.input
+            decoder = Decoder(rule.color, bits=rule.bits, max_pixels=one.stages.max_pixels)
+            picture = decoder.decode(self._payload(task)[: task.num_bytes])
+        content = answer_of(task.form, found, one.placement.source_wh, picture, one.stages.contract)
+        spent = (
+            int(wall_s["decode"] * 1e9),
+            int(wall_s["prepare"] * 1e9),
+            infer_ns,
+            int(wall_s["suppress"] * 1e9),
+        )
+        done = Done(task.id, len(content), (), spent, batch)
+        self._answer(task, done, [memoryview(content)], replies)
+
+    # Answers.
+
+    def _answer(
+        self, task: Infer | Detect, done: Done, pieces: list[memoryview], replies: list[Any]
+    ) -> None:
+        """Hand back a payload the cheapest way that it fits."""
         num = done.num_bytes
         if num <= INLINE_BYTES:
-            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self._send(msgspec.structs.replace(done, payload=bytes(payload)))
+            done.payload = b"".join(pieces)
+            if num + sum(len(getattr(reply, "payload", b"")) for reply in replies) > INLINE_BYTES:
+                self._send(replies)
+                replies.clear()
+            replies.append(done)
             return
         if num <= task.capacity:
             at = task.block
             for piece in pieces:
                 self._arena[at : at + len(piece)] = piece
                 at += len(piece)
-            self._send(msgspec.structs.replace(done, in_block=True))
+            done.in_block = True
+            replies.append(done)
             return
-        count = 0
         for piece in pieces:
             for at in range(0, len(piece), _PIECE_BYTES):
-                self._send(Piece(task.id, bytes(piece[at : at + _PIECE_BYTES])))
-                count += 1
-        self._send(msgspec.structs.replace(done, num_pieces=count))
+                self._send([Piece(task.id, bytes(piece[at : at + _PIECE_BYTES]))])
+                done.num_pieces += 1
+        replies.append(done)
 
-    def _send(self, reply: Any) -> None:
+    def _send(self, replies: list[Any]) -> None:
+        if not replies:
+            return
         try:
-            self._sock.send(msgspec.msgpack.encode(reply))
+            self._sock.send(msgspec.msgpack.encode(replies))
         except (BrokenPipeError, ConnectionResetError):
             self._is_over = True  # the front has gone; there is nobody to tell
 
@@ -327,6 +514,14 @@ class EngineProcess:
                 "num_models": len(self._models),
             }
         ).encode()
+
+
+def _failed(task: Any, exc: Exception) -> Failed:
+    """An error as a reply; one that is our fault goes to the log with its trace."""
+    problem = problem_of(exc)
+    if problem.kind == "internal":
+        sys.excepthook(type(exc), exc, exc.__traceback__)
+    return Failed(task.id, problem.kind, str(problem))
 
 
 def main() -> None:
