@@ -29,14 +29,14 @@ import numpy as np
 from bench.cuda_path import engine_time_us
 from saccade import backends
 from saccade.contracts import resolve
-from saccade.cuda.nvjpeg import INTERPOLATE, JpegDecoder
+from saccade.cuda.driver import has_own_queues
+from saccade.cuda.nvjpeg import INTERPOLATE, NO_PIPELINE, JpegDecoder
 from saccade.cuda.runtime import Device, Event, Graph, Stream
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
 from saccade.types import Plan
 
 RING = 8
-NO_PIPELINE = 1
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,21 @@ class Variant:
     Attributes:
         batch: Pictures per call.
         flags: nvJPEG's.
-        waits: Whether the caller waits for the stream after each call.
     """
 
     batch: int = 32
     flags: int = INTERPOLATE
-    waits: bool = False
 
 
 VARIANTS = (
     Variant(),
-    Variant(waits=True),
-    Variant(flags=0),
     Variant(flags=INTERPOLATE | NO_PIPELINE),
-    Variant(batch=1, waits=True),
-    Variant(batch=8, waits=True),
-    Variant(batch=16, waits=True),
-    Variant(batch=64, waits=True),
-    Variant(batch=128, waits=True),
+    Variant(flags=0),
+    Variant(batch=1),
+    Variant(batch=8),
+    Variant(batch=16),
+    Variant(batch=64),
+    Variant(batch=128),
 )
 
 
@@ -139,17 +136,16 @@ def measure(
             "picture": f"{wh[0]}x{wh[1]}",
             "batch": variant.batch,
             "flags": variant.flags,
-            "waits": variant.waits,
             "engine": decoder.engine.name,
             "mean_level_off": float(off.mean()),
             "worst_level_off": float(off.max()),
         }
         assert row["mean_level_off"] < 3, row
-        row["alone"] = timed(decoder, stream, files, targets, seconds, variant)
+        row["alone"] = timed(decoder, stream, files, targets, seconds)
         with Network(device, graph, device.stream()) as network:
             time.sleep(0.05)
             start_s = time.perf_counter()
-            row["beside"] = timed(decoder, stream, files, targets, seconds, variant)
+            row["beside"] = timed(decoder, stream, files, targets, seconds)
             row["network_pictures_per_s"] = batch * network.per_s(start_s, time.perf_counter())
         decoder.close()
         return row
@@ -163,15 +159,12 @@ def timed(
     files: list[bytes],
     targets: Any,
     seconds: float,
-    variant: Variant,
 ) -> dict[str, float]:
     """Pictures per second and the time of single calls."""
     calls: list[float] = []
     start_s = time.perf_counter()
     while (now_s := time.perf_counter()) - start_s < seconds:
         decoder.decode(stream, files, *targets[len(calls) % RING])
-        if variant.waits:
-            stream.synchronize()
         calls.append(time.perf_counter() - now_s)
     stream.synchronize()
     wall_s = time.perf_counter() - start_s
@@ -191,18 +184,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--compile", default="inductor")
     parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--variants", type=int, default=len(VARIANTS))
+    parser.add_argument(
+        "--first",
+        choices=("saccade", "torch looks", "torch allocates"),
+        default="saccade",
+        help="who starts the driver",
+    )
     given = parser.parse_args()
+    if given.first != "saccade":
+        import torch
+
+        assert torch.cuda.is_available()
+        if given.first == "torch allocates":
+            torch.zeros(1, device="cuda")
     pictures = [p.read_bytes() for p in sorted(given.images.glob("*.jpg"))]
     model = read_model(given.model)
     contract = resolve(signature_of(model))
     report: dict[str, Any] = {
         "model": given.model.name,
         "batch": given.batch,
-        "connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "default"),
+        "first": given.first,
+        "given_connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
         "rows": [],
     }
     with Device(0) as device:
         report["device"] = device.name
+        report["has_own_queues"] = has_own_queues()
         options = tuple(sorted({"compile": given.compile, "input": "plan"}.items()))
         plan = Plan("torch", "fp16", given.batch, device="cuda:0", options=options)
         engine = backends.get("torch").load_device(model, plan, contract.input.size_hw)  # type: ignore[attr-defined]
@@ -210,13 +218,13 @@ def main() -> None:
         stream = device.stream()
         with stream.capture() as captured:
             engine.enqueue(stream.handle)
-        for variant in VARIANTS:
+        for variant in VARIANTS[: given.variants]:
             faulthandler.dump_traceback_later(15, exit=True)
             row = measure(device, captured.graph, given.batch, pictures, variant, given.seconds)
             faulthandler.cancel_dump_traceback_later()
             report["rows"].append(row)
             print(
-                report["connections"], row["batch"], row["flags"], row["waits"],
+                given.first, report["given_connections"], row["batch"], row["flags"],
                 "alone", round(row["alone"]["pictures_per_s"]), round(row["alone"]["call_us"]),
                 "beside", round(row["beside"]["pictures_per_s"]), round(row["beside"]["call_us"]),
                 "network", round(row["network_pictures_per_s"]), flush=True,

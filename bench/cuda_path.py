@@ -109,11 +109,11 @@ def pictures_of(folder: Path) -> list[bytes]:
 
 @contextmanager
 def loaded(
-    case: Case, batch: int, compile_: str, input_: str
+    case: Case, batch: int, compile_: str, input_: str, device: str = "cuda:0"
 ) -> Iterator[tuple[Any, DeviceEngine]]:
     """An engine, and what a row says of it."""
     options = tuple(sorted({"compile": compile_, "input": input_}.items()))
-    plan = Plan("torch", "fp16", batch, device="cuda:0", options=options)
+    plan = Plan("torch", "fp16", batch, device=device, options=options)
     started_s = time.perf_counter()
     engine = backends.get("torch").load_device(case.model, plan, case.contract.input.size_hw)  # type: ignore[attr-defined]
     row = {"model": case.name, "batch": batch, "precision": plan.precision, **dict(options)}
@@ -217,32 +217,37 @@ Write = Callable[[str, Any], None]
 
 
 def rates(device: Device, folder: Path, write: Write) -> None:
-    """The whole path with the engines of one model, by batch and number of slots."""
+    """The whole path by number of slots, and with large pictures."""
     case = case_of(folder, CELLS)
-    for compile_, input_, batch in (
-        ("inductor", "plan", 32),
-        ("inductor", "channels_last", 32),
-        ("tuned", "channels_last", 64),
-    ):
-        with loaded(case, batch, compile_, input_) as (row, engine):
-            row["engine_us"] = engine_time_us(device, engine)
-            row |= answers(device, engine, case)
-            if row["agreement"] < MIN_AGREEMENT:
-                write("rates", row)
-                continue
-            for slots in (2, 4, 8) if input_ == "plan" else (4,):
-                free = device.memory()[0]
-                options = PathOptions(num_slots=slots, source_bytes=batch << 20)
-                with DevicePath(device, engine, case.contract, options=options) as path:
-                    timed = sustained(device, path, case.files, 16000)
-                    memory = {
-                        "memory_bytes": dict(path.memory_bytes),
-                        "memory_measured_bytes": free - device.memory()[0],
-                        "decoder": path.decoder.engine.name if path.decoder else "CPU",
-                    }
-                write("rates", {**row, "slots": slots, "sustained": timed, **memory})
-            if input_ == "plan":
-                full_hd(device, case, row, engine, write)
+    with loaded(case, 32, "inductor", "plan") as (row, engine):
+        row["engine_us"] = engine_time_us(device, engine)
+        row |= answers(device, engine, case)
+        for slots in (2, 4, 8):
+            write("rates", row | rate(device, case, engine, slots))
+        full_hd(device, case, row, engine, write)
+
+
+def best(device: Device, folder: Path, write: Write) -> None:
+    """The whole path with the fastest engine at its best batch, which takes channels last."""
+    case = case_of(folder, CELLS)
+    with loaded(case, 64, "tuned", "channels_last") as (row, engine):
+        row["engine_us"] = engine_time_us(device, engine)
+        row |= answers(device, engine, case)
+        write("best", row | rate(device, case, engine, 4))
+
+
+def rate(device: Device, case: Case, engine: DeviceEngine, slots: int) -> dict[str, Any]:
+    """Pictures per second of one path, and the memory it takes."""
+    free = device.memory()[0]
+    options = PathOptions(num_slots=slots, source_bytes=engine.plan.batch << 20)
+    with DevicePath(device, engine, case.contract, options=options) as path:
+        return {
+            "slots": slots,
+            "sustained": sustained(device, path, case.files, 16000),
+            "memory_bytes": dict(path.memory_bytes),
+            "memory_measured_bytes": free - device.memory()[0],
+            "decoder": path.decoder.engine.name if path.decoder else "CPU",
+        }
 
 
 def full_hd(device: Device, case: Case, row: Any, engine: DeviceEngine, write: Write) -> None:
@@ -298,6 +303,7 @@ def others(device: Device, folder: Path, write: Write) -> None:
             row |= answers(device, engine, case)
             if row["agreement"] >= MIN_AGREEMENT:
                 options = PathOptions(source_bytes=32 << 20)
+                row["nvjpeg_pictures_per_s"] = decoding_alone(device, case.files, 32)
                 with DevicePath(device, engine, case.contract, options=options) as path:
                     row["sustained"] = sustained(device, path, case.files, 16000)
             write("others", row)
@@ -348,25 +354,17 @@ def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> N
         with DevicePath(device, engine, case.contract) as path:
             pinned = path.pinned_frame(frames[0].shape[:2])
             pinned[:] = frames[0]
-            few = calls // 4
-            tried = {"as it is": latencies(path, [pinned], few)}
-            tried["a loop without any work"] = idle_latencies(
-                few, tried["as it is"]["p50_ms"] / 1000
-            )
+            row["pinned_frame"] = latencies(path, [pinned], calls)
+            row["frame"] = latencies(path, frames, calls // 4)
+            row["jpeg"] = latencies(path, case.files, calls)
+            length_s = row["pinned_frame"]["p50_ms"] / 1000
+            row["a loop without any work"] = idle_latencies(calls // 4, length_s)
             gc.collect()
             gc.freeze()
             gc.disable()
-            tried["no garbage collection"] = latencies(path, [pinned], few)
-            cores = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, {max(cores)})
-            tried["and one core for this thread"] = latencies(path, [pinned], few)
-            os.sched_setaffinity(0, cores)
+            row["no garbage collection"] = latencies(path, [pinned], calls // 4)
             gc.enable()
             gc.unfreeze()
-            row["tried"] = tried
-            row["pinned_frame"] = latencies(path, [pinned], calls)
-            row["frame"] = latencies(path, frames, calls)
-            row["jpeg"] = latencies(path, case.files, calls)
     write("latency", row)
 
 
@@ -420,6 +418,7 @@ def resident_bytes() -> int:
 
 SECTIONS: dict[str, Callable[[Device, Path, Write], None]] = {
     "rates": rates,
+    "best": best,
     "others": others,
     "latency": latency,
     "soak": soak,

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-BATCHES = (16, 64)
+BATCHES = (32,)
 ROUNDS = 3
-NUM = 2048
+NUM = 1024
 # Of a picture: what cells_640 finds.
 BOXES = 16
 SIDE = 640
@@ -49,7 +49,7 @@ def load(folder: str, arrays: Sequence[np.ndarray]) -> Any:
 
 def spread(network: Any, arrays: Sequence[np.ndarray]) -> None:
     """Make scores of random weights differ from place to place: statistics of the normalisation
-    from real pictures, and class logits of mean -6 and deviation 2."""
+    from real pictures, and class logits with a median of -6 and at most 3."""
     import torch
 
     for module in network.modules():
@@ -58,14 +58,15 @@ def spread(network: Any, arrays: Sequence[np.ndarray]) -> None:
     pictures = torch.from_numpy(np.stack(arrays[:8])).permute(0, 3, 1, 2).float() / 255
     seen: list[Any] = []
     last = [branch[-1] for branch in network.model[-1].cv3]
-    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in last]
     with torch.no_grad():
         network.train()(pictures)
+        hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in last]
+        network.eval()(pictures)
         for layer, out, hook in zip(last, seen, hooks, strict=True):
             hook.remove()
-            layer.weight.mul_(2 / out.std())
-            layer.bias.sub_(out.mean()).mul_(2 / out.std()).sub_(6)
-    network.eval()
+            scale = 9 / (out.max() - out.median())
+            layer.weight.mul_(scale)
+            layer.bias.sub_(out.max()).mul_(scale).add_(3)
 
 
 def threshold(model: Any, arrays: Sequence[np.ndarray], common: dict[str, Any]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from saccade.errors import BackendUnavailable, EngineError
 
-__all__ = ["MIN_DRIVER", "bindings", "call", "start"]
+__all__ = ["MIN_DRIVER", "bindings", "call", "has_own_queues", "start"]
 
 # CUDA 13.0, the first whose cubins and bindings this package is made for.
 MIN_DRIVER = 13000
@@ -15,7 +15,9 @@ MIN_DRIVER = 13000
 # Streams share the device's queues, eight by default, and what waits at the head of a queue holds
 # up the streams behind it: nvJPEG's wait three times as long, or for ever. See
 # docs/performance/cuda-path.md.
-_CONNECTIONS = "32"
+_CONNECTIONS = 32
+_VARIABLE = "CUDA_DEVICE_MAX_CONNECTIONS"
+_queues: dict[str, bool] = {}
 
 # The device does not come back from these in this process.
 _FATAL = {
@@ -58,8 +60,8 @@ def start() -> None:
         BackendUnavailable: There is no driver, or it is too old.
     """
     cuda = bindings()
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", _CONNECTIONS)
     try:
+        _ask_for_queues(cuda)
         (code,) = cuda.cuInit(0)
     except Exception as exc:
         # The bindings raise several kinds of their own where libcuda cannot be loaded.
@@ -78,6 +80,27 @@ def start() -> None:
             f"NVIDIA's driver must support CUDA {_spelled(MIN_DRIVER)} or newer, this one supports "
             f"{_spelled(version)}; update the driver to 580 or newer"
         )
+
+
+def has_own_queues() -> bool:
+    """Whether the device has as many queues as this package asks for, in this process.
+
+    It has not where another library started the driver first, or where the environment says
+    otherwise.
+    """
+    return _queues.get(_VARIABLE, False)
+
+
+def _ask_for_queues(cuda: Any) -> None:
+    """The driver looks at the environment once, when it starts."""
+    if _VARIABLE in _queues:
+        return
+    code, _ = cuda.cuDeviceGetCount()
+    is_early = code == cuda.CUresult.CUDA_ERROR_NOT_INITIALIZED
+    if is_early:
+        os.environ.setdefault(_VARIABLE, str(_CONNECTIONS))
+    wanted = os.environ.get(_VARIABLE, "")
+    _queues[_VARIABLE] = wanted.isdecimal() and int(wanted) >= _CONNECTIONS
 
 
 def call(doing: str, function: Any, *args: Any) -> Any:

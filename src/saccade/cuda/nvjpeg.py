@@ -22,6 +22,7 @@ from saccade.vision.exif import orientation_of_block
 
 __all__ = [
     "INTERPOLATE",
+    "NO_PIPELINE",
     "Engine",
     "JpegBatchError",
     "JpegDecoder",
@@ -45,6 +46,8 @@ _SAMPLINGS = (0x11, 0x21, 0x22, 0x12)
 _RGB_INTERLEAVED = 5
 # Chroma is enlarged with weights 3 and 1, as libjpeg-turbo does it, instead of repeated.
 INTERPOLATE = 1 << 5
+# One picture after another, which costs a fifth, but waits for nobody where queues are shared.
+NO_PIPELINE = 1
 
 
 class Engine(enum.IntEnum):
@@ -148,7 +151,8 @@ class JpegDecoder:
         device: Where.
         batch: Pictures per call at most.
         engine: Who decodes; None takes the card's JPEG engine, or its cores if it has none.
-        flags: nvJPEG's; by default the pixels are those of the CPU's decoder.
+        flags: nvJPEG's; None takes what makes the pixels of the CPU's decoder, and does not wait
+            for the network's queues.
 
     Attributes:
         engine: Who decodes.
@@ -165,10 +169,12 @@ class JpegDecoder:
         batch: int,
         *,
         engine: Engine | None = None,
-        flags: int = INTERPOLATE,
+        flags: int | None = None,
     ) -> None:
         self._library = _load_library()
         self._device = device
+        if flags is None:
+            flags = INTERPOLATE | (0 if driver.has_own_queues() else NO_PIPELINE)
         self._flags = flags
         self._one_call = _ONE_CALL.setdefault(device.index, threading.Lock())
         self.num_allocations = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from saccade.cuda.compile import compile_kernels, kernel_source
 from saccade.cuda.runtime import Device, Stream
 from saccade.errors import BuildError
-from saccade.types import DeviceBuffer, InputRule, Placement
+from saccade.types import DeviceBuffer, InputRule, Layout, Placement
 from saccade.vision.place import placement_of
 
 __all__ = [
@@ -186,8 +187,11 @@ class Preparer:
         min_blocks: int = MIN_BLOCKS,
     ) -> None:
         num, (h, w) = rule.num_channels, rule.size_hw
-        item = (num, h, w) if rule.layout == "nchw" else (h, w, num)
-        if tuple(target.shape[1:]) != item:
+        items: dict[tuple[int, ...], Layout] = {(h, w, num): "nhwc", (num, h, w): "nchw"}
+        # An engine may keep its input with channels last, whatever the graph says.
+        layout = items.get(tuple(target.shape[1:]))
+        if layout is None or (rule.layout == "nhwc" and layout != "nhwc"):
+            item = (num, h, w) if rule.layout == "nchw" else (h, w, num)
             raise BuildError(
                 f"the engine's input must have items of shape {item} as the contract says, it has "
                 f"{tuple(target.shape[1:])}; correct input.size_hw or input.layout in the contract"
@@ -198,7 +202,7 @@ class Preparer:
                 f"{'lacks it' if sizes is None else 'has another'}; correct input.size_input"
             )
         defines = prepare_defines(
-            rule,
+            dataclasses.replace(rule, layout=layout),
             target.dtype,
             sizes.dtype if sizes else "int64",
             rows=rows,
