@@ -33,7 +33,8 @@ from saccade.native.build import build
 from saccade.native.drafting import drafted
 from saccade.native.floors import floor_us
 from saccade.native.memory import placed
-from saccade.native.reference import interpret
+from saccade.native.ops import reads, writes
+from saccade.native.reference import Machine, interpret
 from saccade.types import Plan
 
 ROUNDS = 7
@@ -101,6 +102,47 @@ def errors(found: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[st
         difference = np.linalg.norm((found[name].astype(np.float64) - array).ravel())
         made[name] = float(difference / max(np.linalg.norm(array.astype(np.float64).ravel()), 1e-9))
     return made
+
+
+def explain(made: Any, small_plan: Any, feeds: dict[str, np.ndarray]) -> None:
+    """Print the steps whose results on the card are not those of the plan on the CPU.
+
+    After an inference every buffer still holds what was written, since none are shared.
+    """
+    machine = Machine(small_plan)
+    machine.feed(feeds)
+    for number, (step, small, choice) in enumerate(
+        zip(made.plan.steps, small_plan.steps, made.choices, strict=True)
+    ):
+        # Operands as the card has them, so that an error is seen where it arises.
+        for view, own in zip(reads(small), reads(step), strict=True):
+            if small_plan.buffers[view.buffer].kind == "arena":
+                machine.array(view)[...] = _first(made, own, view)
+        machine.run(small)
+        for view, own in zip(writes(small), writes(step), strict=True):
+            want = machine.load(view)
+            copies = own.shape[0] // max(view.shape[0], 1)
+            worst = 0.0
+            for copy in range(copies):
+                got = _first(made, own, view, copy).astype(np.float64)
+                scale = max(float(np.linalg.norm(want.ravel())), 1e-9)
+                error = float(np.linalg.norm((got - want).ravel())) / scale
+                worst = max(worst, error if error == error else float("inf"))
+            if not worst < 3e-3:
+                print("DIFFERS", number, type(step).__name__, choice.way, worst, step, flush=True)
+
+
+def _first(made: Any, own: Any, view: Any, copy: int = 0) -> np.ndarray:
+    """Elements of a view of the large plan, the pictures that the small plan has."""
+    engine = made.engine
+    buffer = made.plan.buffers[own.buffer]
+    raw = np.empty(buffer.num_bytes, np.uint8)
+    copy_down = driver.bindings().cuMemcpyDtoH
+    driver.call("copying", copy_down, raw.ctypes.data, engine.addresses[own.buffer], raw.nbytes)
+    dtype = np.dtype(own.dtype)
+    offset = (own.offset + copy * view.shape[0] * own.strides[0]) * dtype.itemsize
+    strides = [stride * dtype.itemsize for stride in own.strides]
+    return np.ndarray(view.shape, dtype, raw.data, offset, strides).copy()
 
 
 def timed(contenders: dict[str, Any], device: Device) -> dict[str, dict[str, float]]:
@@ -190,17 +232,22 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
     again.engine.close()
     device = Device(0)
     stream = device.stream()
-    reference = placed(drafted(proto, shapes_of(model, min(batch, 2)), "fp32"))
-    feeds = feeds_of(model, shapes, 7)
-    small = {name: array[: min(batch, 2)] for name, array in feeds.items()}
-    want = interpret(reference, small)
+    few = min(batch, 2)
+    few_shapes = shapes_of(model, few)
+    reference = placed(drafted(proto, few_shapes, "fp32"))
+    small = feeds_of(model, few_shapes, 7)
+    # The same two pictures again and again: every place of the batch is checked.
+    feeds = {name: np.concatenate([a] * (batch // few)) for name, a in small.items()}
+    want = {
+        name: np.concatenate([a] * (batch // few))
+        for name, a in interpret(reference, small).items()
+    }
 
     def check(engine: Any) -> dict[str, float]:
         found = answers(engine, feeds, stream)
-        cut = {n: a[: min(batch, 2)] for n, a in found.items()}
         if any(np.isnan(a).any() for a in found.values() if a.dtype.kind == "f"):
             return {"nan": float("nan")}
-        return errors(cut, want)
+        return errors(found, want)
 
     row: dict[str, Any] = {
         "model": path.stem,
@@ -216,6 +263,9 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
         "errors": {"native": check(made.engine)},
     }
     print({k: v for k, v in row.items()}, flush=True)
+    if args.explain or not max(row["errors"]["native"].values()) < 1e-2:
+        draft = drafted(proto, few_shapes, args.precision, made.can_run)
+        explain(made, placed(draft, share=False), small)
     contenders: dict[str, Any] = {"native": made.engine}
     if args.peers:
         hw = shapes[model.inputs[0].name][2:]
@@ -254,6 +304,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--libraries", action="store_true", help="let cuDNN's plans compete")
+    parser.add_argument("--explain", action="store_true", help="check every step")
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--limit-s", type=int, default=300)
     args = parser.parse_args()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,12 +43,14 @@ class Engine:
         plan: Its steps.
         choices: What runs each.
         arrangements: Options and microseconds per inference, as measured.
+        can_run: Whether there is a kernel for a step on this card.
     """
 
     engine: NativeEngine
     plan: Plan
     choices: tuple[Choice, ...]
     arrangements: tuple[tuple[Options, float], ...]
+    can_run: Callable[[Step], bool]
 
 
 def target_of(device: Device) -> Target:
@@ -116,7 +118,7 @@ def build(
     except BaseException:
         device.close()
         raise
-    return Engine(engine, plan, tuple(choices), tuple(found))
+    return Engine(engine, plan, tuple(choices), tuple(found), can_run)
 
 
 def _time(engine: NativeEngine, device: Device, options: Options) -> float:

@@ -44,6 +44,9 @@ class Options:
 class NativeEngine:
     """See saccade.types.DeviceEngine. One caller at a time, in the order of one stream.
 
+    Attributes:
+        addresses: Of the plan's buffers, by number.
+
     Args:
         wanted: The plan as the user sees it.
         plan: What runs.
@@ -73,6 +76,7 @@ class NativeEngine:
             else arena.address(f"buffer {number}")
             for number, buffer in enumerate(plan.buffers)
         }
+        self.addresses: Mapping[int, int] = buffers
         for number, array in plan.constants.items():
             put(array, buffers[number])
         self.workspace_bytes = plan.arena_bytes + sum(b.workspace_bytes for b in built)

@@ -12,6 +12,12 @@ from saccade.native.kernels import cudnn
 from saccade.native.kernels.conv import conv_ways
 from saccade.native.kernels.depthwise import depthwise_ways
 from saccade.native.kernels.direct import direct_ways
+from saccade.native.kernels.places import (
+    boxes_ways,
+    gather_ways,
+    grid_sample_ways,
+    roi_align_ways,
+)
 from saccade.native.kernels.pointwise import pointwise_ways
 from saccade.native.kernels.products import attention_ways, matmul_ways
 from saccade.native.kernels.rows import norm_ways, reduce_ways, softmax_ways, topk_ways
@@ -19,9 +25,12 @@ from saccade.native.kernels.stem import stem_ways
 from saccade.native.kernels.windows import chain_ways, pool_ways, resize_ways
 from saccade.native.ops import (
     Attention,
+    Boxes,
     Conv,
     Copy,
     Fill,
+    Gather,
+    GridSample,
     MatMul,
     Norm,
     Pointwise,
@@ -29,6 +38,7 @@ from saccade.native.ops import (
     PoolChain,
     Reduce,
     Resize,
+    RoiAlign,
     Softmax,
     Step,
     TopK,
@@ -51,6 +61,10 @@ _WAYS: Mapping[type, tuple[Callable[[Any, Target], tuple[Way, ...]], ...]] = {
     Norm: (norm_ways,),
     Reduce: (reduce_ways,),
     TopK: (topk_ways,),
+    Boxes: (boxes_ways,),
+    Gather: (gather_ways,),
+    GridSample: (grid_sample_ways,),
+    RoiAlign: (roi_align_ways,),
 }
 
 
