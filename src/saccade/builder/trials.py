@@ -88,7 +88,8 @@ class Trials:
 
     def is_over(self, candidate: Candidate) -> bool:
         """Whether nothing can come of it any more."""
-        return self.state.row(candidate).status in ("failed", "refused")
+        row = self.state.rows.get(key_of(candidate))
+        return row is not None and row.status in ("failed", "refused")
 
     # Asking
 
