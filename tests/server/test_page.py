@@ -147,6 +147,15 @@ def test_errors_are_told_in_words_and_go_away(page, tmp_path):
     page.events[:] = [e for e in page.events if e.get("method") != "Log.entryAdded"]
 
 
+def test_what_the_browser_cannot_show_the_server_draws(page, tmp_path):
+    page.drop(red(tmp_path, "red.tiff"), "#stage")
+    page.until("!document.getElementById('picture').hidden && document.getElementById('picture').naturalWidth === 400")
+    told = text(page, "#summary")
+    assert told.startswith("1 box in red.tiff (400 x 200)")
+    assert "drawn by the server" in told
+    assert page.evaluate("document.querySelectorAll('#rows tr').length") == 1
+
+
 def test_models_show_the_figures_of_their_gates(page):
     told = text(page, ".model")
     assert "colours" in told
@@ -208,6 +217,26 @@ def test_a_server_that_goes_is_told(tmp_path):
         assert "The server does not answer." in text(page, "#told")
         thrown = [e for e in page.problems() if e["method"] == "Runtime.exceptionThrown"]
         assert thrown == []
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab(tmp_path):
+    path = mean_color_detector(tmp_path / "net.onnx")
+    (tmp_path / "token").write_text("open-sesame-42")
+    keys = ("--threads", "1", "--token-file", tmp_path / "token")
+    with live.server(path, *keys) as server, chromium() as page:
+        assert server.get("/page/live")[0] == server.get("/metrics")[0] == 401
+        page.open(server.address)
+        page.until("!document.getElementById('token-form').hidden")
+        assert text(page, "#connection") == "needs a token"
+        page.evaluate("document.getElementById('token').value = 'open-sesame-42'")
+        page.evaluate("document.getElementById('token').focus()")
+        page.press("Enter")
+        page.until("document.querySelector('.model')")
+        page.drop(red(tmp_path), "#stage")
+        page.until("document.querySelector('.box')")
+        page.open(server.address)
+        page.until("document.querySelector('.model')")
+        assert page.evaluate("document.getElementById('token-form').hidden")
 
 
 @pytest.mark.shared

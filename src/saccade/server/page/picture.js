@@ -93,6 +93,7 @@ async function look(file, isNew = true) {
   try {
     const answer = await ask(file);
     draw(answer, file.name);
+    if ($("picture").hidden) await showDrawn(file);
     report(null);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -120,22 +121,34 @@ async function show(file) {
   }
 }
 
-async function ask(blob) {
-  if (current) current.abort();
-  current = new AbortController();
-  const { signal } = current;
+// What this browser has no decoder for, as the server draws it.
+async function showDrawn(file) {
+  const answer = await post(file, { format: "jpeg" });
+  URL.revokeObjectURL(shownURL);
+  shownURL = URL.createObjectURL(await answer.blob());
+  $("picture").src = shownURL;
+  $("picture").hidden = false;
+}
+
+function post(blob, more, signal) {
   const model = $("model").value;
   if (!model) throw new Told(["There is no model to ask.", "Start the server with a bundle or an ONNX file of a detector."]);
-  const query = new URLSearchParams();
+  const query = new URLSearchParams(more);
   for (const id of ["score", "iou"]) if ($(id).value !== "") query.set(id, $(id).value);
   const text = query.toString();
-  const begun = performance.now();
-  const answer = await call(`/v2/models/${encodeURIComponent(model)}/detect${text ? `?${text}` : ""}`, {
+  return call(`/v2/models/${encodeURIComponent(model)}/detect${text ? `?${text}` : ""}`, {
     method: "POST",
     body: blob,
     headers: { "content-type": blob.type || "application/octet-stream" },
     signal,
   });
+}
+
+async function ask(blob) {
+  if (current) current.abort();
+  current = new AbortController();
+  const begun = performance.now();
+  const answer = await post(blob, {}, current.signal);
   const found = await answer.json();
   return { ...found, times: timesOf(answer.headers.get("server-timing")), round: performance.now() - begun };
 }
@@ -157,7 +170,7 @@ function draw(answer, name) {
   const many = detections.length;
   const what = many === 0 ? "Nothing found" : many === 1 ? "1 box" : `${many} boxes`;
   const hint = many === 0 ? "; a lower score may show more" : "";
-  const unseen = isShown ? "" : "; this browser cannot show this kind of picture";
+  const unseen = isShown ? "" : "; drawn by the server, as this browser cannot show such files";
   $("summary").textContent = `${what} in ${name || "the picture"} (${width} x ${height})${hint}${unseen}`;
   showTimes(answer.times, answer.round);
   list(detections);
