@@ -111,6 +111,7 @@ def serve(
     engine: EngineOptions | None = None,
     log: Literal["text", "json", "off"] = "text",
     log_requests: Annotated[bool, Parameter(negative="")] = False,
+    spans: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Answer clients over HTTP and gRPC until SIGTERM.
 
@@ -130,6 +131,8 @@ def serve(
         Form of the log on standard error.
     log_requests
         Log every request.
+    spans
+        Send spans of OpenTelemetry, as its environment variables say; needs saccade[otel].
     """
     from saccade.server.http import HttpLimits
     from saccade.server.loading_options import LoadOptions
@@ -171,6 +174,7 @@ def serve(
         drain_s=limits.drain_s,
         log=log,
         log_requests=log_requests,
+        with_spans=spans,
     )
 
     def on_ready(front: Any, addresses: dict[str, str]) -> None:
