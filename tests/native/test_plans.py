@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,15 @@ MODELS = (
     "yolox_nano_416",
     "yunet_n_320",
 )
+
+
+def networks():
+    """bench/networks.py, which is not a package of ours."""
+    path = Path(__file__).parents[2] / "bench" / "networks.py"
+    spec = importlib.util.spec_from_file_location("networks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def shapes_of(model, batch=1):
@@ -102,3 +114,22 @@ def test_what_is_not_covered_is_named_before_anything_is_built(shared):
     model = read_model(shared / "models" / "fastestdet_352_nms.onnx")
     with pytest.raises(BuildError, match=r"NonMaxSuppression node 'nms_sel'.*back end 'torch'"):
         drafted(load_tidy(model), shapes_of(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet50", 64), ("yolov8s", 64), ("retinanet", 128), ("faster_rcnn", 64)]
+)
+@pytest.mark.slow
+def test_networks_from_public_definitions(tmp_path, name, size):
+    model = read_model(networks().write(name, size, 1, tmp_path / "net.onnx"))
+    shapes = shapes_of(model)
+    feeds = feeds_of(model, shapes)
+    for key, array in feeds.items():
+        if key.startswith("rois"):
+            feeds[key] = np.sort(array.reshape(-1, 2, 2), axis=1).reshape(-1, 4) * size
+    draft = drafted(load_tidy(model), shapes, "fp32")
+    found, wanted = interpret(placed(draft), feeds), run_ort(model, feeds)
+    for output, want in wanted.items():
+        np.testing.assert_allclose(found[output], want, rtol=0, atol=1e-5 * np.abs(want).max())
+    left = {type(step).__name__ for step in draft.steps} - {"Conv", "Pool", "Resize", "Reduce"}
+    assert left <= {"RoiAlign", "Copy", "PoolChain", "Boxes", "Pointwise"}

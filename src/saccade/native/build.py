@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from saccade.cuda.compile import cache_dir, nvrtc_version
 from saccade.cuda.driver import bindings, call
 from saccade.cuda.runtime import Device
+from saccade.native.artefact import Artefact, packed, unpacked
 from saccade.native.drafting import drafted
 from saccade.native.engine import NativeEngine, Options
 from saccade.native.launching import Loader
@@ -23,7 +24,7 @@ from saccade.types import Plan as Wanted
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Engine", "build", "target_of"]
+__all__ = ["Engine", "build", "key_of", "loaded", "stored", "target_of"]
 
 ARRANGEMENTS = (
     Options(1, is_chained=False),
@@ -44,6 +45,7 @@ class Engine:
         choices: What runs each.
         arrangements: Options and microseconds per inference, as measured.
         can_run: Whether there is a kernel for a step on this card.
+        artefact: To be stored.
     """
 
     engine: NativeEngine
@@ -51,6 +53,7 @@ class Engine:
     choices: tuple[Choice, ...]
     arrangements: tuple[tuple[Options, float], ...]
     can_run: Callable[[Step], bool]
+    artefact: Artefact
 
 
 def target_of(device: Device) -> Target:
@@ -73,6 +76,11 @@ def timings_of(device: Device, kernels: Kernels) -> Timings:
     key = f"{device.name} {device.arch} {nvrtc_version()} {kernels.version}"
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return Timings(cache_dir().parent / "native-times" / f"{name}.json")
+
+
+def key_of(device: Device, kernels: Kernels) -> dict[str, str]:
+    """What an engine's bytes are good for."""
+    return {"device": device.name, "arch": device.arch, "kernels": kernels.version}
 
 
 def build(
@@ -114,11 +122,47 @@ def build(
         built = [choice.built for choice in choices]
         engine = NativeEngine(wanted, plan, built, device, loader, ARRANGEMENTS[0])
         found = [(options, _time(engine, device, options)) for options in ARRANGEMENTS]
-        engine.arrange(min(found, key=lambda pair: pair[1])[0])
+        best = min(found, key=lambda pair: pair[1])[0]
+        engine.arrange(best)
+        sources = dict.fromkeys(source for item in built for source in item.sources)
+        artefact = Artefact(
+            key=key_of(device, kernels),
+            plan=plan,
+            built=tuple(built),
+            ways=tuple(choice.way for choice in choices),
+            us=tuple(choice.us for choice in choices),
+            cubins={source: loader.cubin(source) for source in sources},
+            options=best,
+        )
     except BaseException:
         device.close()
         raise
-    return Engine(engine, plan, tuple(choices), tuple(found), can_run)
+    return Engine(engine, plan, tuple(choices), tuple(found), can_run, artefact)
+
+
+def stored(engine: Engine) -> bytes:
+    """An engine as bytes."""
+    return packed(engine.artefact)
+
+
+def loaded(raw: bytes, wanted: Wanted, kernels: Kernels) -> tuple[NativeEngine, Artefact]:
+    """An engine from its bytes: nothing is compiled and nothing is measured.
+
+    Raises:
+        BuildError: The bytes are damaged, or were built for another card or other versions.
+        BackendUnavailable: There is no such device.
+    """
+    device = Device(int(wanted.device.partition(":")[2] or 0))
+    try:
+        artefact = unpacked(raw, key_of(device, kernels))
+        loader = Loader(device, kernels, artefact.cubins)
+        engine = NativeEngine(
+            wanted, artefact.plan, artefact.built, device, loader, artefact.options
+        )
+    except BaseException:
+        device.close()
+        raise
+    return engine, artefact
 
 
 def _time(engine: NativeEngine, device: Device, options: Options) -> float:

@@ -28,7 +28,7 @@ def fuse_pointwise(draft: Draft) -> None:
         pass
     draft.steps = [
         replace(step, exprs=tuple(simplified(expr) for expr in step.exprs))
-        if isinstance(step, Pointwise)
+        if isinstance(step, Pointwise) and step.compute == "float32"
         else step
         for step in draft.steps
     ]
@@ -85,7 +85,9 @@ def _fused(maker: Pointwise, reader: Step | None) -> Pointwise | None:
         places[index] = mapped(maker.exprs[0], lambda i, numbers=numbers: numbers[i])  # type: ignore[misc]
     if len(operands) > MAX_OPERANDS:
         return None
-    exprs = tuple(simplified(mapped(expr, lambda i: places[i])) for expr in reader.exprs)
+    exprs = tuple(mapped(expr, lambda i: places[i]) for expr in reader.exprs)
+    if reader.compute == "float32":
+        exprs = tuple(simplified(expr) for expr in exprs)
     return replace(
         reader,
         label=f"{maker.label} + {reader.label}",

@@ -128,7 +128,7 @@ def _moved(draft: Draft, index: int, copy: Copy) -> list[Step] | None:
             continue
         if any(view.buffer == number for view in (*reads(step), *writes(step))):
             step = _as_pictures(with_views(step, move))
-            if misfits or not _fits(step):
+            if misfits or not _fits(step, copy.y.buffer):
                 return None
         steps.append(step)
     return steps
@@ -140,13 +140,14 @@ def _as_pictures(step: Step) -> Step:
     return with_views(step, lambda view: image(view) if len(view.shape) == 4 else view)
 
 
-def _fits(step: Step) -> bool:
+def _fits(step: Step, number: int) -> bool:
+    """Whether what a step needs as pixels are pixels, in one buffer."""
     if not isinstance(step, _PICTURES) or isinstance(step, Boxes):
         return True
-    views = [view for view in (*reads(step), *writes(step)) if len(view.shape) == 4]
+    views = [view for view in (*reads(step), *writes(step)) if view.buffer == number]
     if isinstance(step, GridSample):
-        views.remove(step.grid)
-    return all(view.is_pixels for view in views)
+        views = [view for view in views if view != step.grid]
+    return all(view.is_pixels for view in views if len(view.shape) == 4)
 
 
 def forward_copies(draft: Draft) -> None:
@@ -171,4 +172,4 @@ def _reading(step: Step, copy: Copy) -> Step:
         return view if found is None else replace(found, dtype=copy.x.dtype)
 
     moved = _as_pictures(with_views(step, move))
-    return moved if _fits(moved) else step
+    return moved if _fits(moved, copy.x.buffer) else step
