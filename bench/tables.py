@@ -21,6 +21,7 @@ from typing import Any
 from bench.cases import CASES, ROOT
 from bench.markdown import NO_RESULT, markdown
 from bench.tables_builds import builds_tables
+from bench.tables_cuda import cuda_tables
 from bench.tables_torch import torch_tables
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
     reports = load()
     tables = {"cpu": overview(reports), "cpu-details": details(reports)}
-    tables |= prepare_tables() | torch_tables() | builds_tables()
+    tables |= prepare_tables() | torch_tables() | cuda_tables() | builds_tables()
     stale = []
     for path in documents():
         text = path.read_text()

@@ -1,0 +1,335 @@
+"""The tables of docs/performance/cuda-path.md, from what stands in bench/results/h200.
+
+`cuda_path.json` is from `python -m bench.cuda_path run`, `bench.cuda_ultralytics` and
+`bench.cuda_devices`; `cuda_decoding.json` holds runs of `bench.cuda_decoding`; `cuda_kernels.json`
+is from `bench.cuda_kernels`; `cuda_path_decoding.json` is of the second round, whose variants are
+not in the code any more.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from bench.cases import ROOT
+from bench.markdown import NO_RESULT, markdown
+
+FOLDER = ROOT / "bench" / "results" / "h200"
+NO_PIPELINE = 1
+
+Row = dict[str, Any]
+
+
+def cuda_tables() -> dict[str, str]:
+    """Each mark's name and its table."""
+    makers: dict[str, Callable[[], str]] = {
+        "machine": machine,
+        "path": rates,
+        "memory": memory,
+        "large": large,
+        "others": others,
+        "latency": latency,
+        "ultralytics": ultralytics,
+        "devices": devices,
+        "queues": queues,
+        "kernels": kernels,
+        "decoders": decoders,
+        "variants": variants,
+    }
+    return {f"cuda-{name}": f"\n{make()}\n" for name, make in makers.items()}
+
+
+def read(name: str) -> Any:
+    return json.loads((FOLDER / name).read_text())
+
+
+def section(name: str) -> list[Row]:
+    found: list[Row] = read("cuda_path.json")["sections"].get(name, [])
+    return found
+
+
+def machine() -> str:
+    facts = read("cuda_path.json")["environment"]
+    driver = facts["smi"].splitlines()[1].split(", ")[1]
+    return (
+        f"{facts['gpu']}, driver {driver}, torch {facts['torch']}, Python {facts['python']}, 16 "
+        "cores of the host\n"
+    )
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def engine_of(row: Row) -> str:
+    way = row["compile"] if row["input"] == "plan" else f"{row['compile']}, channels last"
+    return f"{way}, batch {row['batch']}"
+
+
+def per_s(row: Row) -> float:
+    return float(row["batch"] / row["engine_us"] * 1e6)
+
+
+def spread(rounds: list[Row]) -> str:
+    found = sorted(row["pictures_per_s"] for row in rounds)
+    return f"{number(found[0])} to {number(found[-1])}"
+
+
+def rates() -> str:
+    head = ["engine", "slots", "bare engine", "JPEG to boxes", "least to most", "of the engine"]
+    lines = [[*head, "card busy", "nvJPEG's call, ms", "AP", "agreement"]]
+    rows = section("rates") + section("best")
+    for row in rows:
+        middle = row["sustained"]["median"]
+        lines.append(
+            [
+                engine_of(row),
+                str(row["slots"]),
+                number(per_s(row)),
+                f"**{number(middle['pictures_per_s'])}**",
+                spread(row["sustained"]["rounds"]),
+                f"**{middle['pictures_per_s'] / per_s(row):.3f}**",
+                f"{middle['gpu_busy']:.1%}",
+                f"{middle['decoding_us'] / 1000:.2f}",
+                f"{row['ap']:.4f}",
+                f"{row['agreement']:.3f}",
+            ]
+        )
+    reserved = sum(r["allocations"] for row in rows for r in row["sustained"]["rounds"])
+    lost = sum(r["device_bytes_lost"] for row in rows for r in row["sustained"]["rounds"])
+    pictures = sum(r["batches"] * row["batch"] for row in rows for r in row["sustained"]["rounds"])
+    return (
+        f"{markdown(lines)}\nPictures per second, medians of three rounds. In these {pictures:,} "
+        f"pictures {reserved} blocks were reserved on the device or pinned, and {lost} bytes of "
+        "the device's memory were lost.\n"
+    )
+
+
+def memory() -> str:
+    lines = [["slots", "told before, MiB", "measured, MiB"]]
+    lines += [
+        [
+            f"{row['slots']}, batch {row['batch']}",
+            f"{row['memory_bytes']['slots and suppression, device'] / 2**20:.1f}",
+            f"{row['memory_measured_bytes'] / 2**20:.1f}",
+        ]
+        for row in section("rates") + section("best")
+    ]
+    return (
+        f"{markdown(lines)}\nA path without its engine, at 1 MiB per picture; measured: by the "
+        "driver's count, code, graphs and nvJPEG's own included.\n"
+    )
+
+
+def large() -> str:
+    lines = [["round", "nvJPEG alone", "JPEG to boxes", "of nvJPEG", "card busy"]]
+    rows = section("full_hd")
+    for row in rows:
+        for num, turn in enumerate(row["rounds"], start=1):
+            lines.append(
+                [
+                    str(num),
+                    number(turn["nvjpeg_pictures_per_s"]),
+                    number(turn["pictures_per_s"]),
+                    f"**{turn['pictures_per_s'] / turn['nvjpeg_pictures_per_s']:.3f}**",
+                    f"{turn['gpu_busy']:.1%}",
+                ]
+            )
+    size = rows[0]["bytes_per_picture"] / 1000
+    return (
+        f"{markdown(lines)}\n1920 x 1080, {size:.0f} KB each, {engine_of(rows[0])}; turn by turn.\n"
+    )
+
+
+def others() -> str:
+    head = ["model", "bare engine", "JPEG to boxes", "of the engine", "card busy"]
+    lines = [[*head, "nvJPEG's call, ms", "agreement (boxes)"]]
+    for row in section("others"):
+        middle = row["sustained"]["median"]
+        lines.append(
+            [
+                row["model"],
+                number(per_s(row)),
+                number(middle["pictures_per_s"]),
+                f"{middle['pictures_per_s'] / per_s(row):.3f}",
+                f"{middle['gpu_busy']:.1%}",
+                f"{middle['decoding_us'] / 1000:.2f}",
+                f"{row['agreement']:.3f} ({row['reference_boxes']})",
+            ]
+        )
+    return f"{markdown(lines)}\nFP16, inductor, batch 32, pictures of COCO.\n"
+
+
+def latency() -> str:
+    (row,) = section("latency")
+    quantiles = ("p50", "p90", "p99", "p99.9")
+    lines = [["one picture", "calls", *quantiles, "p99 / p50", "of it graph, p50 / p99"]]
+    names = {
+        "pinned_frame": "frame in pinned memory",
+        "frame": "frame",
+        "jpeg": "JPEG",
+        "no garbage collection": "frame in pinned memory, garbage collector off",
+        "a loop without any work": "a loop without any work",
+    }
+    for key, name in names.items():
+        found = row[key]
+        has_graph = "gpu_p50_ms" in found
+        lines.append(
+            [
+                name,
+                number(found["calls"]) if "calls" in found else "5,000",
+                *(f"{found[f'{q}_ms']:.3f}" for q in quantiles),
+                f"{found['p99_ms'] / found['p50_ms']:.2f}",
+                f"{found['gpu_p50_ms']:.3f} / {found['gpu_p99_ms']:.3f}"
+                if has_graph
+                else NO_RESULT,
+            ]
+        )
+    return (
+        f"{markdown(lines)}\nMilliseconds. Bare engine {row['engine_us'] / 1000:.3f}. AP "
+        f"{row['ap']:.4f}, agreement {row['agreement']:.3f}.\n"
+    )
+
+
+def ultralytics() -> str:
+    rows = section("ultralytics")
+    ours = next(row for row in section("rates") if row["slots"] == 4)
+    own = ours["sustained"]["median"]["pictures_per_s"]
+    head = ["from", "network's input", "pictures/s", "least to most", "boxes per picture"]
+    lines = [[*head, "saccade, JPEG to boxes"]]
+    lines += [
+        [
+            row["source"],
+            f"{row['size_hw'][1]} x {row['size_hw'][0]}",
+            number(row["pictures_per_s"]),
+            f"{number(row['least'])} to {number(row['most'])}",
+            f"{row['boxes_per_picture']:.0f}",
+            f"**{own / row['pictures_per_s']:.1f} times**",
+        ]
+        for row in rows
+    ]
+    return (
+        f"{markdown(lines)}\nUltralytics {rows[0]['version']}, YOLOv8n, FP16, batch "
+        f"{rows[0]['batch']}; saccade with 640 x 640, {engine_of(ours)}, {number(own)}.\n"
+    )
+
+
+def devices() -> str:
+    if not (FOLDER / "cuda_devices.json").is_file():
+        return "Not measured yet.\n"
+    report = read("cuda_devices.json")
+    alone = [statistics.median(rates) for rates in report["processes"]["alone"]]
+    both = statistics.median(report["processes"]["both"])
+    lines = [["", "one GPU", "two GPUs", "times"]]
+    mean = statistics.mean(alone)
+    lines.append(
+        ["a path in a process for each", number(mean), number(both), f"**{both / mean:.2f}**"]
+    )
+    if "jobs" in report:
+        one, two = (job["pictures_per_s"] for job in report["jobs"])
+        name = "`saccade.run`, files by name, results in order"
+        lines.append([name, number(one), number(two), f"{two / one:.2f}"])
+    return f"{markdown(lines)}\nPictures per second; one GPU: the mean of both, each alone.\n"
+
+
+def queues() -> str:
+    head = ["driver started by", "queues", "nvJPEG", "batch", "alone", "beside the network"]
+    lines = [[*head, "call alone / beside, ms", "network beside it"]]
+    for one in read("cuda_decoding.json")["sessions"]:
+        for row in one["rows"]:
+            is_alone_in_turn = row["flags"] & NO_PIPELINE
+            lines.append(
+                [
+                    one.get("first", "saccade"),
+                    one["given_connections"] or "8 (set too late)",
+                    ", ".join(
+                        [
+                            row.get("output", "RGB").lower().replace("rgb", "RGB"),
+                            *(["chroma interpolated"] if row["flags"] & 32 else []),
+                            *(["no pipeline"] if is_alone_in_turn else []),
+                        ]
+                    ),
+                    str(row["batch"]),
+                    number(row["alone"]["pictures_per_s"]),
+                    number(row["beside"]["pictures_per_s"]),
+                    f"{row['alone']['call_us'] / 1000:.2f} / {row['beside']['call_us'] / 1000:.2f}",
+                    number(row["network_pictures_per_s"]),
+                ]
+            )
+    unique = list(dict.fromkeys(map(tuple, lines)))
+    return (
+        f"{markdown([list(line) for line in unique])}\nPictures per second. The network is "
+        "cells_640 at batch 32, two inferences always in flight: inductor, eager where torch "
+        "started the driver.\n"
+    )
+
+
+def kernels() -> str:
+    report = read("cuda_kernels.json")
+    lines = [["kernel", "batch", "floor, us", "measured, us", "times the floor"]]
+    chosen = [r for r in report["prepare"] if (r["rows"], r["min_blocks"]) == (2, 4)]
+    lines += [
+        timed_line(f"prepare, {row['source'].replace('x', ' x ')}, {row['dtype']}", row)
+        for row in chosen
+    ]
+    names = {"detect": "for looking", "evaluate": "for AP"}
+    lines += [
+        timed_line(f"suppression, thresholds {names[row['thresholds']]}", row)
+        for row in report["suppress"]
+    ]
+    copy = report["copy_bytes_per_s"] / 1e12
+    return f"{markdown(lines)}\nFloor: bytes at {copy:.2f} TB/s, what a kernel copies.\n"
+
+
+def timed_line(name: str, row: Row) -> list[str]:
+    times = row["us"] / row["floor_us"]
+    return [
+        name,
+        str(row["batch"]),
+        f"{row['floor_us']:.1f}",
+        f"{row['us']:.1f}",
+        f"{times:.1f}" if row["floor_us"] >= 1 else NO_RESULT,
+    ]
+
+
+def decoders() -> str:
+    report = read("cuda_kernels.json")
+    lines = [["who decodes", "batch", "pictures/s"]]
+    who = {"HARDWARE": "nvJPEG, the card's JPEG engine", "CORES": "nvJPEG, the card's cores"}
+    lines += [
+        [who[row["engine"]], str(row["batch"]), number(row["pictures_per_s"])]
+        for row in report["decode"]
+        if row.get("decoders") == 1 and "pictures_per_s" in row
+    ]
+    lines += [
+        ["torchvision's decode_jpeg", str(row["batch"]), number(row["pictures_per_s"])]
+        for row in report["torchvision"]
+    ]
+    return markdown(lines)
+
+
+def variants() -> str:
+    report = read("cuda_path_decoding.json")
+    head = ["variant", "slots", "pictures/s", "least", "of the engine", "nvJPEG's call, ms"]
+    lines = [[*head, "card busy", "agreement"]]
+    engine = report["batch"] / report["engine_us"] * 1e6
+    for row in report["variants"]:
+        if "sustained" not in row:
+            lines.append([row["name"], str(row.get("slots", NO_RESULT)), *["refused"] * 6])
+            continue
+        middle = row["sustained"]["median"]
+        lines.append(
+            [
+                row["name"],
+                str(row["slots"]),
+                number(middle["pictures_per_s"]),
+                number(min(r["pictures_per_s"] for r in row["sustained"]["rounds"])),
+                f"{middle['pictures_per_s'] / engine:.3f}",
+                f"{middle['decoding_us_per_batch'] / 1000:.2f}",
+                f"{middle['gpu_busy']:.0%}",
+                f"{row['agreement']:.3f}",
+            ]
+        )
+    return f"{markdown(lines)}\nEngine {number(engine)} pictures/s.\n"
