@@ -10,6 +10,7 @@ from saccade.native.ops import Step
 from saccade.native.passes.boxes import fuse_boxes
 from saccade.native.passes.fuse_convolutions import fuse_convolutions
 from saccade.native.passes.fuse_pointwise import fuse_pointwise
+from saccade.native.passes.merge_siblings import merge_siblings
 from saccade.native.passes.pack_input import pack_inputs
 from saccade.native.passes.place import forward_copies, join_copies, place_copies
 from saccade.native.passes.pool_chain import chain_pools
@@ -50,6 +51,7 @@ def drafted(
     join_copies(draft)
     place_copies(draft)
     forward_copies(draft)
+    merge_siblings(draft)
     chain_pools(draft)
     fuse_boxes(draft, can_run)
     half = TYPES[precision]

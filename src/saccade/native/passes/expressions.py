@@ -38,7 +38,7 @@ def num_operations(expr: Expr) -> int:
 
 
 def simplified(expr: Expr) -> Expr:
-    """The same function of floats, with activations named; it may round otherwise in the last bit."""
+    """The same function of floats, with activations named. The last bit may round otherwise."""
     if not isinstance(expr, Apply):
         return expr
     args = tuple(simplified(arg) for arg in expr.args)

@@ -26,7 +26,7 @@ from saccade.native.plan import Draft, with_views
 from saccade.native.tensors import View
 from saccade.native.views import image, inside
 
-__all__ = ["forward_copies", "join_copies", "place_copies"]
+__all__ = ["changed_buffer", "forward_copies", "join_copies", "place_copies"]
 
 # Steps whose four-axis operands must be pixels.
 _PICTURES = (Conv, Pool, PoolChain, Resize, GridSample, RoiAlign, Boxes)
@@ -109,29 +109,39 @@ def _is_float_output(draft: Draft, copy: Copy) -> bool:
 
 
 def _moved(draft: Draft, index: int, copy: Copy) -> list[Step] | None:
-    number = copy.x.buffer
+    steps = []
+    for at, step in enumerate(draft.steps):
+        if at != index:
+            changed = changed_buffer(step, copy.x, copy.y)
+            if changed is None:
+                return None
+            steps.append(changed)
+    return steps
+
+
+def changed_buffer(step: Step, whole: View, place: View) -> Step | None:
+    """A step that works on `place` wherever it worked on the buffer of `whole`.
+
+    Returns:
+        The step itself if it did not; None if its views of the buffer cannot be said there, or
+        are not what the step needs.
+    """
     misfits = False
 
     def move(view: View) -> View:
         nonlocal misfits
-        if view.buffer != number:
+        if view.buffer != whole.buffer:
             return view
-        found = inside(view, copy.x, copy.y)
+        found = inside(view, whole, place)
         if found is None:
             misfits = True
             return view
-        return replace(found, dtype=copy.y.dtype)
+        return replace(found, dtype=place.dtype)
 
-    steps: list[Step] = []
-    for at, step in enumerate(draft.steps):
-        if at == index:
-            continue
-        if any(view.buffer == number for view in (*reads(step), *writes(step))):
-            step = _as_pictures(with_views(step, move))
-            if misfits or not _fits(step, copy.y.buffer):
-                return None
-        steps.append(step)
-    return steps
+    if all(view.buffer != whole.buffer for view in (*reads(step), *writes(step))):
+        return step
+    changed = _as_pictures(with_views(step, move))
+    return None if misfits or not _fits(changed, place.buffer) else changed
 
 
 def _as_pictures(step: Step) -> Step:
