@@ -8,6 +8,9 @@ import pytest
 
 from device_arrays import back, levels_off, poisoned
 from saccade.cuda.prepare import (
+    BT601,
+    BT601_FULL,
+    BT709,
     GRAY,
     NV12,
     PACKED,
@@ -105,6 +108,43 @@ def test_nv12(device, upload, rng) -> None:  # type: ignore[no-untyped-def]
     got, _ = run(device, upload, rule, [raw], "float32", forms=[NV12])
     # OpenCV rounds its fixed-point matrix, so a level may go either way before interpolation.
     assert levels_off(got[0], place_reference(rgb, rule)[0], rule) <= 2.0001
+
+
+def rgb_of_nv12(luma: np.ndarray, chroma: np.ndarray, matrix: int) -> np.ndarray:
+    """Rec. ITU-R BT.601 and BT.709 in double precision, chroma repeated."""
+    kr, kb = (0.2126, 0.0722) if matrix == BT709 else (0.299, 0.114)
+    h, w = luma.shape
+    y = luma.astype(np.float64)
+    cb, cr = np.moveaxis(chroma.repeat(2, axis=0).repeat(2, axis=1)[:h, :w] - 128.0, 2, 0)
+    if matrix != BT601_FULL:
+        y, cb, cr = np.maximum(y - 16, 0) * 255 / 219, cb * 255 / 224, cr * 255 / 224
+    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
+    g = (y - kr * r - kb * b) / (1 - kr - kb)
+    return np.clip(np.rint(np.stack([r, g, b], axis=-1)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("matrix", [BT601, BT709, BT601_FULL])
+@pytest.mark.parametrize("size", [(96, 64), (97, 65), (40, 30), (200, 121), (2, 2)])
+def test_frames_of_video(device, upload, rng, size, matrix) -> None:  # type: ignore[no-untyped-def]
+    """Odd sizes, rows longer than the picture, planes apart from each other."""
+    rule = InputRule("x", (64, 96))
+    (w, h), pitch = size, size[0] + 33
+    cols, rows = -(-w // 2), -(-h // 2)
+    luma = rng.integers(0, 256, (h, pitch), dtype=np.uint8)
+    chroma = rng.integers(0, 256, (rows, cols, 2), dtype=np.uint8)
+    padded = np.zeros((rows, 2 * cols + 6), np.uint8)
+    padded[:, : 2 * cols] = chroma.reshape(rows, -1)
+    table = np.zeros(1, PICTURE)
+    where, there = upload(luma, slack=READ_PAST), upload(padded, slack=READ_PAST)
+    describe(table, rule, size, where.pointer, pitch, form=NV12, matrix=matrix)
+    table["chroma"], table["chroma_pitch"] = there.pointer, padded.shape[1]
+    target = poisoned(upload, rule, 1)
+    stream = device.stream()
+    Preparer(device, rule, target).enqueue(stream, upload(table.view(np.uint8)).pointer)
+    stream.synchronize()
+    rgb = rgb_of_nv12(luma[:, :w], chroma, matrix)
+    # Single precision may round a value that lies between two levels the other way.
+    assert levels_off(back(device, target)[0], place_reference(rgb, rule)[0], rule) <= 2.0001
 
 
 def test_empty_places_are_left_alone(device, upload, rng) -> None:  # type: ignore[no-untyped-def]

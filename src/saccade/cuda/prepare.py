@@ -15,6 +15,9 @@ from saccade.types import DeviceBuffer, InputRule, Layout, Placement
 from saccade.vision.place import placement_of
 
 __all__ = [
+    "BT601",
+    "BT601_FULL",
+    "BT709",
     "GRAY",
     "NV12",
     "PACKED",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 PACKED, GRAY, NV12 = 0, 1, 2
+BT601, BT709, BT601_FULL = 0, 1, 2
 # Bytes that the kernel may read past the end of a picture.
 READ_PAST = 16
 
@@ -67,6 +71,7 @@ def describe(
     pitch: int,
     *,
     form: int = PACKED,
+    matrix: int = BT601,
 ) -> Placement:
     """Fill one entry of a table of pictures.
 
@@ -77,7 +82,8 @@ def describe(
         pixels: Device address of its first byte.
         pitch: Bytes from row to row.
         form: PACKED (RGB), GRAY, or NV12; the chroma plane of NV12 then follows the luma plane
-            and has its pitch, unless the entry's `chroma` is set afterwards.
+            and has its pitch, unless the entry's `chroma` and `chroma_pitch` are set afterwards.
+        matrix: Of NV12: BT601 or BT709 (both of limited range), or BT601_FULL.
 
     Returns:
         Where the picture lies in the input.
@@ -94,7 +100,7 @@ def describe(
     entry["left"], entry["top"] = (int(v) for v in placement.offset_xy)
     entry["new_width"], entry["new_height"] = round(scale_x * w), round(scale_y * h)
     entry["format"] = form
-    entry["matrix"] = 0
+    entry["matrix"] = matrix
     return placement
 
 
