@@ -62,11 +62,13 @@ class _Maker:
 
     def picture(
         self, n: int, h: int, w: int, c: int, dtype: str = "float16", *, pitch: int = 0,
-        at: int = 0,
+        at: int = 0, apart: int = 0,
     ) -> View:  # fmt: skip
         pitch = pitch or c
-        number = self.draft.buffer("x", dtype, n * h * w * pitch)
-        return pixels(number, dtype, (n, h, w, c), pitch=pitch, offset=at)  # type: ignore[arg-type]
+        image = h * w * pitch + apart
+        number = self.draft.buffer("x", dtype, n * image)
+        strides = (image, w * pitch, pitch, 1)
+        return View(number, dtype, (n, h, w, c), strides, at)  # type: ignore[arg-type]
 
     def array(self, *shape: int, dtype: str = "float16") -> View:
         number = self.draft.buffer("x", dtype, math.prod(shape))
@@ -84,7 +86,7 @@ def _conv(
     stride: int = 1, *, pad: int | None = None, dtype: str = "float16", out: str = "",
     x_pitch: int = 0, x_at: int = 0, y_pitch: int = 0, y_at: int = 0, residual: str = "",
     second: int = 0, up: bool = False, second_up: bool = False, dilation: int = 1,
-    groups: int = 1, planes: bool = False, bias: bool = True, act: str = "silu",
+    groups: int = 1, planes: bool = False, bias: bool = True, act: str = "silu", apart: int = 0,
     **options: Any,
 ) -> Case:  # fmt: skip
     m = _Maker()
@@ -94,11 +96,11 @@ def _conv(
     if planes:
         x = m.array(n, c, x_h, x_w, dtype=dtype).permuted(0, 2, 3, 1)
     else:
-        x = m.picture(n, x_h, x_w, c, dtype, pitch=x_pitch, at=x_at)
+        x = m.picture(n, x_h, x_w, c, dtype, pitch=x_pitch, at=x_at, apart=apart)
     oh = (h + 2 * pads[0] - (kh - 1) * dilation - 1) // stride + 1
     ow = (w + 2 * pads[1] - (kw - 1) * dilation - 1) // stride + 1
     y_type = out or (dtype if dtype in ("float16", "bfloat16") else "float16")
-    y = m.picture(n, oh, ow, k, y_type, pitch=y_pitch, at=y_at)
+    y = m.picture(n, oh, ow, k, y_type, pitch=y_pitch, at=y_at, apart=apart)
     more = None
     if second:
         more = m.picture(n, *((h // 2, w // 2) if second_up else (h, w)), second, dtype)
@@ -108,7 +110,7 @@ def _conv(
         name, x, y, weight, (kh, kw), m.weight(k) if bias else None, (stride, stride),
         (pads[0], pads[1], pads[0], pads[1]), (dilation, dilation), groups,
         activation=Activation(act, 0.1, 0.5),  # type: ignore[arg-type]
-        residual=m.picture(n, oh, ow, k, y_type) if residual else None,
+        residual=m.picture(n, oh, ow, k, y_type, apart=apart // 2) if residual else None,
         residual_after=residual == "after", is_upsampled=up, second=more,
         second_is_upsampled=second_up, **options,
     )  # fmt: skip
@@ -143,6 +145,11 @@ def _convs() -> Iterator[Case]:
     yield _conv("1x1 upsampled concat", 1, 12, 16, 64, 32, 1, up=True, second=32)
     yield _conv("1x1 concat upsampled", 1, 12, 16, 16, 32, 1, second=48, second_up=True)
     yield _conv("1x1 concat odd", 1, 12, 16, 40, 32, 1, second=24)
+    yield _conv("1x1 apart", 3, 10, 12, 32, 24, 1, apart=64)
+    yield _conv("3x3 apart", 3, 10, 12, 32, 48, 3, apart=640, residual="after")
+    yield _conv("1x1 odd apart", 3, 9, 9, 64, 5, 1, out="float32", apart=85, act="none")
+    yield _conv("depthwise apart", 2, 19, 17, 24, 24, 3, groups=24, apart=48, residual="before")
+    yield _conv("stem apart", 3, 32, 48, 3, 16, 3, 2, planes=True, apart=160)
     yield _conv("3x3 bf16", 1, 14, 15, 32, 32, 3, dtype="bfloat16")
     yield _conv("1x7", 1, 9, 30, 16, 16, (1, 7))
     yield _conv("1x1 stride 2", 1, 15, 15, 32, 64, 1, 2, act="none")
@@ -184,7 +191,11 @@ def _windows() -> Iterator[Case]:
             counts_padding=counts,
         )  # fmt: skip
         yield Case(f"pool {name}", m.draft, step)
-    for name, c, dtype in (("half", 32, "float16"), ("bf16", 16, "bfloat16"), ("fp32", 8, "float32")):
+    for name, c, dtype in (
+        ("half", 32, "float16"),
+        ("bf16", 16, "bfloat16"),
+        ("fp32", 8, "float32"),
+    ):
         m = _Maker()
         number = m.draft.buffer("all", dtype, 2 * 9 * 11 * c * 4)
         parts = [
@@ -258,8 +269,12 @@ def _pointwises() -> Iterator[Case]:
     out = m.array(5, 64, dtype="float32")
     yield _pointwise("where", m, [mask, x, y], (Apply("where", (a, b, c)),), [out],
                      {0: lambda rng, size: rng.integers(0, 2, size)})  # fmt: skip
-    for name, from_, to in (("cast", "float32", "float16"), ("whole", "float32", "int32"),
-                            ("bf16", "bfloat16", "float32"), ("bytes", "uint8", "float16")):  # fmt: skip
+    for name, from_, to in (
+        ("cast", "float32", "float16"),
+        ("whole", "float32", "int32"),
+        ("bf16", "bfloat16", "float32"),
+        ("bytes", "uint8", "float16"),
+    ):
         m = _Maker()
         x, y = m.array(3, 35, dtype=from_), m.array(3, 35, dtype=to)
         values = {0: lambda rng, size: rng.integers(0, 200, size) + 0.25}
@@ -332,8 +347,10 @@ def _products() -> Iterator[Case]:
     ):  # fmt: skip
         m = _Maker()
         a = m.array(2, 3, m_, k, dtype=dtype)
-        b = m.array(2, 3, n, k, dtype=dtype).permuted(0, 1, 3, 2) if turned else m.array(
-            2, 3, k, n, dtype=dtype
+        b = (
+            m.array(2, 3, n, k, dtype=dtype).permuted(0, 1, 3, 2)
+            if turned
+            else m.array(2, 3, k, n, dtype=dtype)
         )
         y = m.array(2, 3, m_, n, dtype=dtype)
         step = ops.MatMul(name, a, b, y, k**-0.5, m.weight(n), Activation("relu"))

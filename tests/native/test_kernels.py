@@ -10,15 +10,14 @@ import pytest
 from native.kernel_cases import CASES, Case, contents
 from saccade.cuda.compile import ARCHITECTURES, compile_kernels
 from saccade.cuda.runtime import Device
-from saccade.native.kernels import EngineKernels
 from saccade.native.kernels.conv import as_bits
+from saccade.native.kernels.registry import KERNELS
 from saccade.native.launching import Addresses, Loader, put
 from saccade.native.ops import Conv, writes
 from saccade.native.reference import Machine
 from saccade.native.seam import Launch, Target, Way
 from saccade.native.views import footprint
 
-KERNELS = EngineKernels()
 PRECISION = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 
 
@@ -95,9 +94,7 @@ def test_agrees_with_numpy(device: Device, name: str) -> None:
     machine.memory.update({n: array.copy() for n, array in held.items()})
     machine.run(case.step)
     loader = Loader(device, KERNELS)
-    target = Target(
-        device.arch, device.num_multiprocessors, device.shared_bytes, has_device=True
-    )
+    target = Target(device.arch, device.num_multiprocessors, device.shared_bytes, has_device=True)
     for view in writes(case.step):  # poison: whatever is not written is seen
         array = np.lib.stride_tricks.as_strided(
             held[view.buffer][view.offset :], view.shape,
@@ -128,9 +125,9 @@ def check(case: Case, way: Way, dtype: str, found, want, before, number: int) ->
             )
             marks[...] = True
     label = f"{case.name}: {way.name}"
-    assert np.array_equal(
-        found[~written], before[~written], equal_nan=found.dtype.kind == "f"
-    ), f"{label} wrote beside its result"
+    assert np.array_equal(found[~written], before[~written], equal_nan=found.dtype.kind == "f"), (
+        f"{label} wrote beside its result"
+    )
     found, want = found[written], want[written]
     if dtype not in PRECISION:
         assert np.array_equal(found, want), label

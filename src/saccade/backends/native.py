@@ -28,8 +28,6 @@ from saccade.types import (
 if TYPE_CHECKING:
     import onnx
 
-    from saccade.native.build import Engine as Built
-
 __all__ = ["BACKEND", "NativeBackend"]
 
 
@@ -67,7 +65,7 @@ class NativeBackend:
 
     def load_device(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
         _check(self.probe(), model, plan)
-        return built(_read(model), model, plan, size_hw).engine
+        return _engine_of(model, plan, size_hw)
 
 
 def _check(probed: Availability, model: Model, plan: Plan) -> None:
@@ -95,13 +93,14 @@ def _read(model: Model) -> onnx.ModelProto:
     return proto
 
 
-def built(proto: onnx.ModelProto, model: Model, plan: Plan, size_hw: tuple[int, int]) -> Built:
-    """Measure and load; with what was measured, for those who look at it."""
-    from saccade.native.build import build
+def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
+    """From the cache folder, or measured and built."""
+    from saccade.native.build import obtain
     from saccade.native.kernels.registry import KERNELS
 
     shapes = {spec.name: static_shape(spec.shape, plan.batch, size_hw) for spec in model.inputs}
-    return build(proto, shapes, plan, KERNELS)
+    engine, _ = obtain(model.digest, lambda: _read(model), shapes, plan, KERNELS)
+    return engine
 
 
 class HostEngine:
@@ -114,7 +113,7 @@ class HostEngine:
         self.plan = plan
         self.fallbacks: tuple[Fallback, ...] = ()
         self._model = model
-        self._proto: onnx.ModelProto | None = _read(model)
+        self._is_open = True
         self._engines: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
         if all(isinstance(size, int) for spec in model.inputs for size in spec.shape[1:]):
@@ -127,16 +126,15 @@ class HostEngine:
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
-        self._engines, self._proto = {}, None
+        self._engines, self._is_open = {}, False
 
     def _engine(self, size_hw: tuple[int, int]) -> DeviceEngine:
         with self._lock:
-            if self._proto is None:
+            if not self._is_open:
                 raise EngineError("this engine is closed; load the model again")
             key = (0, 0) if (0, 0) in self._engines else size_hw
             if key not in self._engines:
-                made = built(self._proto, self._model, self.plan, size_hw)
-                self._engines[key] = made.engine
+                self._engines[key] = _engine_of(self._model, self.plan, size_hw)
             found: DeviceEngine = self._engines[key]
             return found
 

@@ -25,7 +25,8 @@ def inspect(
     is, the figures that let it through the gate, and whether it fits this machine (1 if not).
 
     Args:
-        model: An ONNX file, or a bundle.
+        model: An ONNX file, a bundle, or an engine of back end 'native' (.native): each kernel,
+            what it fuses, its time, its floor.
         batch: Batch sizes for which peak activation memory is told.
         toml: Print only the contract, as a TOML file to edit and use with --contract.
         json: Print JSON.
@@ -35,6 +36,8 @@ def inspect(
     from saccade.pipeline.inspection import inspect_model
 
     how = how or ModelOptions()
+    if model.suffix == ".native":
+        return _inspect_native(model, json=json)
     if is_bundle(model):
         return _inspect_bundle(model, how, toml=toml, json=json)
     found = inspect_model(model, **how.contract_keys(), batches=batch)
@@ -73,6 +76,34 @@ def _inspect_bundle(folder: Path, how: ModelOptions, *, toml: bool, json: bool) 
     else:
         _print_bundle(bundle, mismatches)
     return 0 if is_fit else 1
+
+
+def _inspect_native(path: Path, *, json: bool) -> int:
+    from saccade.cli._show import print_json, print_table
+    from saccade.errors import InputError
+    from saccade.native.listing import listed
+
+    try:
+        found = listed(path.read_bytes())
+    except OSError as exc:
+        raise InputError(
+            f"{path} must be a native engine that can be read, it is not ({exc}); name another"
+        ) from exc
+    if json:
+        print_json(found)
+        return 0
+    for name, value in found["about"].items():
+        print(f"{name}: {value}")
+    columns = ("kernel", "way", "result", "us", "floor", "x floor", "share", "fuses")
+    rows = [
+        (
+            row["kind"], row["way"], "x".join(map(str, row["result"])), f"{row['us']:.2f}",
+            f"{row['floor_us']:.2f}", f"{row['ratio']:.1f}", f"{row['share']:.1%}", row["fuses"],
+        )
+        for row in found["kernels"]
+    ]  # fmt: skip
+    print_table("", columns, rows)
+    return 0
 
 
 def _print_bundle(bundle: Any, mismatches: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 from saccade.cuda.compile import cache_dir, nvrtc_version
 from saccade.cuda.driver import bindings, call
 from saccade.cuda.runtime import Device
+from saccade.errors import BuildError
 from saccade.native.artefact import Artefact, packed, unpacked
 from saccade.native.drafting import drafted
 from saccade.native.engine import NativeEngine, Options
@@ -24,7 +28,7 @@ from saccade.types import Plan as Wanted
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Engine", "build", "key_of", "loaded", "stored", "target_of"]
+__all__ = ["Engine", "build", "key_of", "loaded", "obtain", "stored", "target_of"]
 
 ARRANGEMENTS = (
     Options(1, is_chained=False),
@@ -163,6 +167,43 @@ def loaded(raw: bytes, wanted: Wanted, kernels: Kernels) -> tuple[NativeEngine, 
         device.close()
         raise
     return engine, artefact
+
+
+def obtain(
+    digest: str,
+    read: Callable[[], onnx.ModelProto],
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Wanted,
+    kernels: Kernels,
+) -> tuple[NativeEngine, Artefact]:
+    """An engine from the user's cache folder, or built and put there.
+
+    Args:
+        digest: Of the model's files.
+        read: Gives the tidy graph, if it is needed.
+        shapes: Input name to shape.
+        wanted: Device and precision.
+        kernels: All there are.
+
+    Raises:
+        As `build`.
+    """
+    with Device(int(wanted.device.partition(":")[2] or 0)) as device:
+        key = key_of(device, kernels)
+    about = repr((digest, sorted(shapes.items()), wanted.precision, sorted(key.items())))
+    name = hashlib.sha256(about.encode()).hexdigest()[:32]
+    path = cache_dir().parent / "native-engines" / f"{name}.native"
+    with contextlib.suppress(OSError, BuildError):
+        # A file that cannot be read, or is damaged, is made anew.
+        return loaded(path.read_bytes(), wanted, kernels)
+    made = build(read(), shapes, wanted, kernels)
+    # Without a cache everything works, only the next start is slower.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(stored(made))
+        os.replace(file.name, path)
+    return made.engine, made.artefact
 
 
 def _time(engine: NativeEngine, device: Device, options: Options) -> float:
