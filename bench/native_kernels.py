@@ -141,7 +141,7 @@ class Card:
                 run = _opened(launch)
                 run(self.stream.handle, {i: address(of) for i, of in launch.pointers}, workspace)
                 continue
-            args = []
+            args: list[Any] = []
             for argument in launch.arguments:
                 if isinstance(argument, Blob):
                     data = bytearray(argument.data)
@@ -149,7 +149,7 @@ class Card:
                         data[at : at + 8] = address(of).to_bytes(8, "little")
                     args.append((ctypes.c_uint8 * len(data)).from_buffer(data))
                 elif isinstance(argument, Scalar):
-                    kinds = {
+                    kinds: dict[str, Any] = {
                         "i32": ctypes.c_int32,
                         "u32": ctypes.c_uint32,
                         "i64": ctypes.c_int64,
@@ -158,8 +158,8 @@ class Card:
                         "u8": ctypes.c_uint8,
                     }
                     kind = kinds[argument.kind]
-                    value = argument.value if argument.kind == "f32" else int(argument.value)
-                    args.append(kind(value))
+                    is_real = argument.kind == "f32"
+                    args.append(kind(argument.value if is_real else int(argument.value)))
                 else:
                     args.append(ctypes.c_uint64(address(argument)))
             kernel = self.kernel(built.sources[launch.source], launch)
@@ -380,7 +380,7 @@ def main() -> None:
     print("compiled", compiled, flush=True)
     if args.compile_only:
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     with opened(args.chained) as card:
         target = Target(
             card.device.arch, card.device.num_multiprocessors, card.device.shared_bytes,
@@ -391,15 +391,13 @@ def main() -> None:
             "chained": args.chained, "rows": rows,
         }  # fmt: skip
         for ((*layer, count), batch), step in zip(cases, steps, strict=True):
-            ways = run_step(
-                card, target, step, args.limit, args.ways, is_timed=not args.once
-            )
+            ways = run_step(card, target, step, args.limit, args.ways, is_timed=not args.once)
             good = sorted((w["us"], w["way"]) for w in ways if "us" in w)
             rows.append(
                 {"layer": layer, "count": count, "batch": batch,
                  "floor_us": round(floor_us(step), 2), "ways": ways}
             )  # fmt: skip
-            best = {}
+            best: dict[str, Any] = {}
             for us, name in good:
                 best.setdefault(name.split()[0], (us, name))
             print(batch, step.label, f"x{count}", "floor", rows[-1]["floor_us"], best, flush=True)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ["ARCHITECTURES", "cache_dir", "compile_kernels", "kernel_source", "nv
 # What the kernels are tried on in the tests; others of capability 8.0 and up work as well.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 _OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "-lineinfo")
+# The first line of a source that uses instructions which only one architecture has.
+_OWN = re.compile(r"// only for (sm_\d+a)\n")
 _MAGIC = b"saccade-cubin-1\n"
 
 
@@ -59,7 +62,8 @@ def compile_kernels(
     """Machine code of a source for one architecture, from the cache if it is there.
 
     Args:
-        source: CUDA C++.
+        source: CUDA C++. Where its first line is "// only for sm_90a" and the architecture is
+            sm_90, it may use what only that architecture has.
         arch: E.g. "sm_90".
         defines: Macros as NAME=VALUE.
         folder: The cache; default `cache_dir()`. A folder that cannot be written is no error.
@@ -71,6 +75,9 @@ def compile_kernels(
         BackendUnavailable: NVRTC is not installed.
         BuildError: The compiler refuses the source or the architecture.
     """
+    own = _OWN.match(source)
+    if own is not None and own[1].rstrip("a") == arch:
+        arch = own[1]
     options = (*_OPTIONS, f"--gpu-architecture={arch}", *(f"-D{d}" for d in defines))
     version = nvrtc_version()
     key = hashlib.sha256(repr((source, options, version)).encode()).hexdigest()

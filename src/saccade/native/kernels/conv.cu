@@ -11,23 +11,43 @@
 // thread serve two 16x8 products. The packing also permutes the output channels, so that a thread
 // ends up with 8 (or 4) that lie side by side and stores them at once.
 //
+// With USE_WGMMA (Hopper) four warps issue one product of 64 rows together. Its left side comes from
+// registers, read like above; its right side is read by the matrix units from shared memory, where
+// weights lie in 8x8 tiles (conv.py: pack_tiles). It runs while the next rows are read.
+//
 // The blocks are persistent: with RESIDENT weights, a block keeps them for all of its tiles. Loads
 // run STAGES - 1 chunks ahead, over tile borders.
 
+#if USE_WGMMA
+// What this thread wrote to shared memory, for the matrix units to read behind the next barrier.
+__device__ __forceinline__ void show_matrix_units() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void order_products() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void commit_products() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int PENDING> __device__ __forceinline__ void wait_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+// Describes 8x8 tiles without swizzle: 128 bytes to the next eight columns, `depth` to the next
+// eight rows of depth.
+__device__ __forceinline__ u64 tiles_of(u32 address, u32 depth) {
+    return (u64)(address >> 4 & 0x3fff) | (u64)(depth >> 4) << 16 | (u64)(128 >> 4) << 32;
+}
+#else
+__device__ __forceinline__ void show_matrix_units() {}
+#endif
+
 struct Conv {
-    const void* x;
-    const void* second;
+    const ELEMENT* x;
+    const ELEMENT* second;
     const uint4* weights;
     const float* bias;
-    const void* residual;
-    void* y;
-    int h, w, oh, ow;              // pixels of the convolution's input (after up-sampling), output
-    int x_pitch, second_pitch, residual_pitch, y_pitch;  // elements from pixel to pixel
-    int x_channels, channels;      // of x (second follows), of y
-    int first_chunks, chunks;      // that come from x; of both
-    int tiles_x, tiles_y, tiles;   // tiles of both directions and all pictures
-    int workers;                   // blocks that share the tiles of one block of channels
-    int second_channels;
+    const ELEMENT* residual;
+    OUT* y;
 };
 
 #define IH ((TH - 1) * SH + (KH - 1) * DH + 1)
@@ -43,6 +63,20 @@ struct Conv {
 #define GROUP (NI % 4 == 0 ? 4 : 2)
 #define NUM_GROUPS (NI / GROUP)
 #define HELD (2 * GROUP)
+#define FIRST_CHUNKS ((X_CHANNELS + CC - 1) / CC)
+#define CHUNKS (FIRST_CHUNKS + (SECOND_CHANNELS + CC - 1) / CC)
+#define TILES_X ((OUT_W + TW - 1) / TW)
+#define TILES_Y ((OUT_H + TH - 1) / TH)
+#define TILES (NUM * TILES_Y * TILES_X)
+
+// Rows of a warp's matrices: where the first begins, and from one to the next.
+#if USE_WGMMA
+#define FIRST_ROW (wm / 4 * MI * 64 + wm % 4 * 16)
+#define NEXT_ROW 64
+#else
+#define FIRST_ROW (wm * MI * 16)
+#define NEXT_ROW 16
+#endif
 
 // Shared memory: weights (of all chunks, or one per stage), then inputs per stage, then partial
 // sums of the warps that share a tile's products.
@@ -50,43 +84,61 @@ extern __shared__ __align__(16) u8 shared[];
 
 struct Tile { int n, y0, x0; };
 
-__device__ __forceinline__ Tile tile_at(const Conv& conv, int index) {
-    int row = index / conv.tiles_x;
-    int n = row / conv.tiles_y;
-    return {n, (row - n * conv.tiles_y) * TH, (index - row * conv.tiles_x) * TW};
+__device__ __forceinline__ Tile tile_at(int index) {
+    int row = index / TILES_X;
+    int n = row / TILES_Y;
+    return {n, (row - n * TILES_Y) * TH, (index - row * TILES_X) * TW};
+}
+
+template <bool IS_SECOND>
+__device__ __forceinline__ void load_operand(const ELEMENT* base, Tile tile, int chunk, u32 to) {
+    constexpr int PITCH = IS_SECOND ? SECOND_PITCH : X_PITCH;
+    constexpr int DEEP = IS_SECOND ? SECOND_CHANNELS : X_CHANNELS;
+    constexpr i64 IMAGE = IS_SECOND ? SECOND_IMAGE : X_IMAGE;
+    constexpr bool UP = IS_SECOND ? SECOND_UP : X_UP;
+    constexpr int FROM_W = UP ? IN_W / 2 : IN_W;
+    constexpr int PIECES = CC * 2 / VEC, LINE = IW * PIECES;
+    // A thread keeps its column and goes down the rows, LINES rows at a time, where a row has
+    // fewer pieces than the block has threads.
+    constexpr int LINES = LINE < THREADS ? THREADS / LINE : 1;
+    const int y0 = tile.y0 * SH - PT, x0 = tile.x0 * SW - PL;
+    int first = LINE < THREADS ? threadIdx.x % LINE : threadIdx.x;
+    int iy0 = LINE < THREADS ? threadIdx.x / LINE : 0;
+    if (LINES * LINE < THREADS && iy0 >= LINES) return;
+#pragma unroll
+    for (int i = first; i < LINE; i += THREADS) {
+        int ix = i / PIECES, piece = i % PIECES;
+        int gx = x0 + ix, c = chunk * CC + piece * (VEC / 2);
+        int valid = DEEP % CC == 0 ? VEC : min(max((DEEP - c) * 2, 0), VEC);
+        if ((unsigned)gx >= (unsigned)IN_W) valid = 0;
+        int place = SW == 1 ? ix : ix % SW * SIDE + ix / SW;
+        u32 target = to + (iy0 * ROW + place) * PIXEL_BYTES + piece * VEC;
+        // Only dereferenced where it is valid.
+        const ELEMENT* from =
+            base + tile.n * IMAGE + (UP ? gx >> 1 : gx) * PITCH + c;
+        if constexpr (!UP) from += (i64)(y0 + iy0) * FROM_W * PITCH;
+#pragma unroll 4
+        for (int iy = iy0; iy < IH; iy += LINES) {
+            int gy = y0 + iy;
+            int bytes = (unsigned)gy < (unsigned)IN_H ? valid : 0;
+            const ELEMENT* at = UP ? from + (i64)(gy >> 1) * FROM_W * PITCH : from;
+            if constexpr (VEC >= 4)
+                copy_async<VEC>(target, bytes ? at : base, bytes);
+            else {
+                u16 value = bytes ? *(const u16*)at : 0;
+                asm volatile("st.shared.u16 [%0], %1;" ::"r"(target), "h"(value) : "memory");
+            }
+            if constexpr (!UP) from += (i64)LINES * FROM_W * PITCH;
+            target += LINES * ROW * PIXEL_BYTES;
+        }
+    }
 }
 
 __device__ __forceinline__ void load_input(const Conv& conv, Tile tile, int chunk, u32 to) {
-    bool is_second = HAS_SECOND && chunk >= conv.first_chunks;
-    int first = (is_second ? chunk - conv.first_chunks : chunk) * CC;
-    int there = (is_second ? conv.second_channels : conv.x_channels) - first;
-    int pitch = is_second ? conv.second_pitch : conv.x_pitch;
-    const ELEMENT* base = (const ELEMENT*)(is_second ? conv.second : conv.x) + first;
-    bool is_upsampled = is_second ? SECOND_UP : X_UP;
-    int h = is_upsampled ? conv.h >> 1 : conv.h, w = is_upsampled ? conv.w >> 1 : conv.w;
-    base += (size_t)tile.n * h * w * pitch;
-    int y0 = tile.y0 * SH - PT, x0 = tile.x0 * SW - PL;
-    constexpr int PIECES = CC * 2 / VEC;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < IH * IW * PIECES; i += THREADS) {
-        int pixel = i / PIECES, piece = i % PIECES;
-        int iy = pixel / IW, ix = pixel % IW;
-        int gy = y0 + iy, gx = x0 + ix;
-        bool is_in = (unsigned)gy < (unsigned)conv.h && (unsigned)gx < (unsigned)conv.w;
-        if (is_upsampled) gy >>= 1, gx >>= 1;
-        int valid = min(max((there - piece * (VEC / 2)) * 2, 0), VEC);
-        if (!is_in) valid = 0;
-        const ELEMENT* from = base;
-        if (valid) from += ((size_t)gy * w + gx) * pitch + piece * (VEC / 2);
-        int place = iy * ROW + (SW == 1 ? ix : (ix % SW) * SIDE + ix / SW);
-        u32 target = to + place * PIXEL_BYTES + piece * VEC;
-        if constexpr (VEC >= 4)
-            copy_async<VEC>(target, from, valid);
-        else {
-            u16 value = valid ? *(const u16*)from : 0;
-            asm volatile("st.shared.u16 [%0], %1;" ::"r"(target), "h"(value) : "memory");
-        }
-    }
+    if (!HAS_SECOND || chunk < FIRST_CHUNKS)
+        load_operand<false>(conv.x, tile, chunk, to);
+    else
+        load_operand<true>(conv.second, tile, chunk - FIRST_CHUNKS, to);
 }
 
 __device__ __forceinline__ void load_weights(const uint4* from, u32 to, int num_bytes) {
@@ -94,37 +146,55 @@ __device__ __forceinline__ void load_weights(const uint4* from, u32 to, int num_
         copy_async<16>(to + i * 16, from + i, 16);
 }
 
+// Sums begin with the bias; bias is padded to whole blocks.
+__device__ __forceinline__ void begin(const float* bias, bool has_bias, float (&sums)[MI][NI][4]) {
+#pragma unroll
+    for (int group = 0; group < NUM_GROUPS; group++) {
+        float held[HELD] = {};
+        if (WK == 1 || has_bias)
+#pragma unroll
+            for (int i = 0; i < HELD; i += 4) {
+                float4 v = *(const float4*)(bias + group * GROUP * 8 + threadIdx.x % 4 * HELD + i);
+                held[i] = v.x, held[i + 1] = v.y, held[i + 2] = v.z, held[i + 3] = v.w;
+            }
+#pragma unroll
+        for (int mi = 0; mi < MI; mi++)
+#pragma unroll
+            for (int j = 0; j < GROUP; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sums[mi][group * GROUP + j][i] = held[2 * j + i % 2];
+    }
+}
+
 __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0, int m0,
                                        float (&sums)[MI][NI][4]) {
     int lane = threadIdx.x % 32;
+    int first = tile.y0 * OUT_W + tile.x0;
 #pragma unroll
     for (int group = 0; group < NUM_GROUPS; group++) {
         int channel = channel0 + group * GROUP * 8 + (lane % 4) * HELD;
-        if (channel >= conv.channels) continue;
-        float bias[HELD];
-#pragma unroll
-        for (int i = 0; i < HELD; i += 4) *(float4*)(bias + i) = *(const float4*)(conv.bias + channel + i);
+        if (CHANNELS % BN != 0 && channel >= CHANNELS) continue;
 #pragma unroll
         for (int mi = 0; mi < MI; mi++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int m = m0 + mi * 16 + lane / 4 + half * 8;
-                int oy = tile.y0 + m / TW, ox = tile.x0 + m % TW;
-                if (m >= TH * TW || oy >= conv.oh || ox >= conv.ow) continue;
+                int m = m0 + mi * NEXT_ROW + lane / 4 + half * 8;
+                if (WM * MI * 16 != TH * TW && m >= TH * TW) continue;
+                if (OUT_H % TH != 0 && tile.y0 + m / TW >= OUT_H) continue;
+                if (OUT_W % TW != 0 && tile.x0 + m % TW >= OUT_W) continue;
                 float v[HELD];
 #pragma unroll
                 for (int j = 0; j < GROUP; j++) {
                     v[2 * j] = sums[mi][group * GROUP + j][2 * half];
                     v[2 * j + 1] = sums[mi][group * GROUP + j][2 * half + 1];
                 }
-#pragma unroll
-                for (int i = 0; i < HELD; i++) v[i] += bias[i];
-                size_t pixel = ((size_t)tile.n * conv.oh + oy) * conv.ow + ox;
+                int pixel = first + m / TW * OUT_W + m % TW;
                 float add[HELD];
                 if constexpr (RESIDUAL) {
                     const ELEMENT* from =
-                        (const ELEMENT*)conv.residual + pixel * conv.residual_pitch + channel;
-                    if (RES_WIDE && channel + HELD <= conv.channels) {
+                        conv.residual + tile.n * RESIDUAL_IMAGE + pixel * RESIDUAL_PITCH + channel;
+                    if (RES_WIDE && channel + HELD <= CHANNELS) {
 #pragma unroll
                         for (int i = 0; i < HELD; i += 4) {
                             uint2 pair = *(const uint2*)(from + i);
@@ -136,7 +206,7 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                     } else {
 #pragma unroll
                         for (int i = 0; i < HELD; i++)
-                            add[i] = channel + i < conv.channels ? to_float(from[i]) : 0.0f;
+                            add[i] = channel + i < CHANNELS ? to_float(from[i]) : 0.0f;
                     }
                 }
                 if constexpr (RESIDUAL == 1) {
@@ -153,8 +223,8 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
 #pragma unroll
                     for (int i = 0; i < HELD; i += 4) activate4<AFTER>(v + i, AFTER_A, AFTER_B);
                 }
-                OUT* to = (OUT*)conv.y + pixel * conv.y_pitch + channel;
-                if (Y_WIDE && channel + HELD <= conv.channels) {
+                OUT* to = conv.y + tile.n * Y_IMAGE + pixel * Y_PITCH + channel;
+                if (Y_WIDE && channel + HELD <= CHANNELS) {
                     if constexpr (sizeof(OUT) == 2 && HELD == 8)
                         *(uint4*)to = make_uint4(pack<OUT>(v[0], v[1]), pack<OUT>(v[2], v[3]),
                                                  pack<OUT>(v[4], v[5]), pack<OUT>(v[6], v[7]));
@@ -168,7 +238,7 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                 } else {
 #pragma unroll
                     for (int i = 0; i < HELD; i++)
-                        if (channel + i < conv.channels) to[i] = from_float<OUT>(v[i]);
+                        if (channel + i < CHANNELS) to[i] = from_float<OUT>(v[i]);
                 }
             }
     }
@@ -178,35 +248,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 conv(const __grid_constant__ Conv conv) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int wm = warp % WM, wn = warp / WM % WN, wk = warp / (WM * WN);
-    int block_n = blockIdx.x / conv.workers, worker = blockIdx.x % conv.workers;
-    const uint4* weights =
-        conv.weights + (size_t)block_n * conv.chunks * (CHUNK_WEIGHTS / 16);
+    int block_n = blockIdx.x / WORKERS, worker = blockIdx.x % WORKERS;
+    const uint4* weights = conv.weights + (i64)block_n * CHUNKS * (CHUNK_WEIGHTS / 16);
     u32 weights_at = shared_address(shared);
-    u32 inputs_at = weights_at + (RESIDENT ? conv.chunks : STAGES) * CHUNK_WEIGHTS;
+    u32 inputs_at = weights_at + (RESIDENT ? CHUNKS : STAGES) * CHUNK_WEIGHTS;
 
-    int num_tiles = worker < conv.tiles ? (conv.tiles - worker - 1) / conv.workers + 1 : 0;
-    int steps = num_tiles * conv.chunks;
+    const int num_tiles = (TILES - worker - 1) / WORKERS + 1;
+    const int steps = num_tiles * CHUNKS;
     // Constants first: they may be read while the kernel before this one still runs.
     if constexpr (RESIDENT)
-        load_weights(weights, weights_at, conv.chunks * CHUNK_WEIGHTS);
+        load_weights(weights, weights_at, CHUNKS * CHUNK_WEIGHTS);
     else
         for (int step = 0; step < STAGES - 1 && step < steps; step++)
-            load_weights(weights + step % conv.chunks * (CHUNK_WEIGHTS / 16),
+            load_weights(weights + step % CHUNKS * (CHUNK_WEIGHTS / 16),
                          weights_at + step * CHUNK_WEIGHTS, CHUNK_WEIGHTS);
     wait_for_inputs();
 
     int load_tile = worker, load_chunk = 0, load_stage = 0;
-    Tile loading = tile_at(conv, load_tile);
+    Tile loading = tile_at(load_tile);
     auto load_next = [&](bool with_weights) {
         load_input(conv, loading, load_chunk, inputs_at + load_stage * INPUT_BYTES);
         if (!RESIDENT && with_weights)
             load_weights(weights + load_chunk * (CHUNK_WEIGHTS / 16),
                          weights_at + load_stage * CHUNK_WEIGHTS, CHUNK_WEIGHTS);
         if (++load_stage == STAGES) load_stage = 0;
-        if (++load_chunk == conv.chunks) {
+        if (++load_chunk == CHUNKS) {
             load_chunk = 0;
-            load_tile += conv.workers;
-            loading = tile_at(conv, load_tile);
+            load_tile += WORKERS;
+            loading = tile_at(load_tile);
         }
     };
     for (int step = 0; step < STAGES - 1; step++) {
@@ -216,10 +285,10 @@ conv(const __grid_constant__ Conv conv) {
 
     // Where this thread reads the rows of its 16x16 matrices: pixel lane % 16, channels from 0 or 8.
     u32 rows_at[MI];
-    int m0 = wm * MI * 16;
+    int m0 = FIRST_ROW;
 #pragma unroll
     for (int mi = 0; mi < MI; mi++) {
-        int m = min(m0 + mi * 16 + lane % 16, TH * TW - 1);
+        int m = min(m0 + mi * NEXT_ROW + lane % 16, TH * TW - 1);
         rows_at[mi] = (m / TW * SH * ROW + m % TW) * PIXEL_BYTES + lane / 16 * 16 +
                       wk * (KK / WK) * 32;
     }
@@ -227,29 +296,47 @@ conv(const __grid_constant__ Conv conv) {
     float sums[MI][NI][4];
     int tile_index = worker, chunk = 0, stage = 0;
     for (int step = 0; step < steps; step++) {
-        if (chunk == 0) {
-#pragma unroll
-            for (int mi = 0; mi < MI; mi++)
-#pragma unroll
-                for (int ni = 0; ni < NI; ni++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) sums[mi][ni][i] = 0.0f;
-        }
+        if (chunk == 0) begin(conv.bias + block_n * BN + wn * NI * 8, wk == 0, sums);
         if constexpr (STAGES == 1) {
             // One buffer: the tile before must have been read, then this one is awaited.
             __syncthreads();
             load_next(true);
             commit_async();
             wait_async<0>();
+            if (USE_WGMMA) show_matrix_units();
             __syncthreads();
         } else {
             wait_async<STAGES - 2>();
+            if (USE_WGMMA) show_matrix_units();
             __syncthreads();
             if (step + STAGES - 1 < steps) load_next(true);
             commit_async();
         }
         u32 input = inputs_at + stage * INPUT_BYTES;
-        u32 fragments = weights_at + (RESIDENT ? chunk : stage) * CHUNK_WEIGHTS +
+        u32 chunk_weights = weights_at + (RESIDENT ? chunk : stage) * CHUNK_WEIGHTS;
+#if USE_WGMMA
+        // Two sets of rows: one is read while the other is multiplied.
+        u32 a[2][MI][4];
+        u64 tiles = tiles_of(chunk_weights + wn * NI * 128, BN * 16);
+        order_products();
+#pragma unroll
+        for (int k = 0; k < TAPS * KK; k++) {
+            const int column = k / KK % KW * DW, row = k / KK / KW * DH;
+            const int offset = (row * ROW + column % SW * SIDE + column / SW) * PIXEL_BYTES +
+                               k % KK * 32;
+            if (k >= 2) wait_products<1>();
+#pragma unroll
+            for (int mi = 0; mi < MI; mi++)
+                load_matrices(a[k % 2][mi], input + rows_at[mi] + offset);
+            order_products();
+#pragma unroll
+            for (int mi = 0; mi < MI; mi++)
+                multiply_tiles(sums[mi], a[k % 2][mi], tiles + k * (BN * 32 / 16));
+            commit_products();
+        }
+        wait_products<0>();
+#else
+        u32 fragments = chunk_weights +
                         wn * (NI / 2) * 512 + lane * 16 + wk * (KK / WK) * (BN / 16) * 512;
 #pragma unroll
         for (int ky = 0; ky < KH; ky++)
@@ -277,12 +364,13 @@ conv(const __grid_constant__ Conv conv) {
                             multiply<ELEMENT>(sums[mi][2 * q + 1], a[mi], b[q].z, b[q].w);
                         }
                 }
+#endif
         if (++stage == STAGES) stage = 0;
-        if (++chunk < conv.chunks) continue;
+        if (++chunk < CHUNKS) continue;
         chunk = 0;
         if constexpr (WK > 1) {
             // Warps that shared a product: all but the first hand over their sums, in order.
-            float4* partial = (float4*)(shared + (RESIDENT ? conv.chunks : STAGES) * CHUNK_WEIGHTS +
+            float4* partial = (float4*)(shared + (RESIDENT ? CHUNKS : STAGES) * CHUNK_WEIGHTS +
                                         STAGES * INPUT_BYTES);
             __syncthreads();
             if (wk > 0)
@@ -312,7 +400,7 @@ conv(const __grid_constant__ Conv conv) {
         // Not earlier: blocks that wait take room from those that work.
         if (step == steps - 1) let_next_start();
         if (wk == 0)
-            finish(conv, tile_at(conv, tile_index), block_n * BN + wn * NI * 8, m0, sums);
-        tile_index += conv.workers;
+            finish(conv, tile_at(tile_index), block_n * BN + wn * NI * 8, m0, sums);
+        tile_index += WORKERS;
     }
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from saccade.errors import BuildError
-from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, pitch_of, source
+from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, places_of, source
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
 from saccade.native.tensors import View
@@ -39,6 +38,7 @@ class Tiling:
         is_resident: Whether a block keeps all its weights for all its tiles.
         waves: Blocks per multiprocessor that are started if there are more tiles than that;
             0 for one block per tile.
+        is_joint: Whether four warps issue products of 64 rows together (Hopper).
     """
 
     th: int
@@ -51,6 +51,7 @@ class Tiling:
     stages: int = 2
     is_resident: bool = False
     waves: int = 0
+    is_joint: bool = False
 
     @property
     def mi(self) -> int:
@@ -70,7 +71,7 @@ class Tiling:
     def name(self) -> str:
         kept = "r" if self.is_resident else ""
         return (
-            f"conv {self.th}x{self.tw}x{self.bn} w{self.wm}.{self.wn}.{self.wk} c{self.cc} "
+            f"{'wgmma' if self.is_joint else 'conv'} {self.th}x{self.tw}x{self.bn} w{self.wm}.{self.wn}.{self.wk} c{self.cc} "
             f"s{self.stages}{kept} p{self.waves}"
         )
 
@@ -106,7 +107,11 @@ class Geometry:
             and not step.second_is_upsampled
         )
         if is_flat:
-            n, h, w, oh, ow = 1, 1, n * h * w, 1, n * oh * ow
+            # A matrix of pixels; of all pictures where none lies apart.
+            h, w, oh, ow = 1, h * w, 1, oh * ow
+            views = [v for v in (step.x, step.y, step.second, step.residual) if v is not None]
+            if all(view.is_packed for view in views):
+                n, w, ow = 1, n * w, n * ow
         return cls(
             n, h, w, oh, ow, step.x.c, second, channels,
             step.kernel, step.stride, step.dilation, step.pads[:2],
@@ -145,8 +150,9 @@ def fits(geometry: Geometry, tiling: Tiling, shared_bytes: int) -> bool:
         and tiling.cc % 16 == 0
         and tiling.cc // 16 % tiling.wk == 0
         and tiling.mi <= 8
-        and tiling.ni <= 8
+        and tiling.ni <= (16 if tiling.is_joint else 8)
         and tiling.mi * tiling.ni <= 32
+        and (not tiling.is_joint or (tiling.wm % 4 == 0 and tiling.wk == 1))
         and tiling.mi * tiling.wm * 16 < tiling.th * tiling.tw + 16 * tiling.wm
         and tiling.threads <= 512
         and geometry.shared_bytes(tiling) <= shared_bytes
@@ -166,12 +172,7 @@ def permuted_channels(num_tiles: int) -> np.ndarray:
     """
     group = 4 if num_tiles % 4 == 0 else 2
     tile, column = np.indices((num_tiles, 8))
-    return (
-        tile // group * group * 8
-        + column // 2 * 2 * group
-        + tile % group * 2
-        + column % 2
-    )
+    return tile // group * group * 8 + column // 2 * 2 * group + tile % group * 2 + column % 2
 
 
 def pack_weights(
@@ -188,6 +189,46 @@ def pack_weights(
     Returns:
         uint16, (blocks, chunks, taps, cc / 16, bn / 16, 32, 8): bits of the elements.
     """
+    cut = _cut(weights, first, tiling)
+    blocks, taps, chunks = len(cut), cut.shape[3], cut.shape[4]
+    # Columns: pair q of products, which of them, column g. Rows k: half, thread t, which of two.
+    cut = cut.reshape(
+        blocks, tiling.wn, tiling.ni // 2, 2, 8, taps, chunks, tiling.cc // 16, 2, 4, 2
+    )
+    #       blocks chunk tap kk wn q  g  t  which half two
+    order = (0, 6, 5, 7, 1, 2, 4, 9, 3, 8, 10)
+    packed = np.ascontiguousarray(cut.transpose(order))
+    return as_bits(packed, dtype).reshape(
+        blocks, chunks, taps, tiling.cc // 16, tiling.bn // 16, 32, 8
+    )
+
+
+def pack_tiles(
+    weights: np.ndarray, first: int, tiling: Tiling, dtype: str = "float16"
+) -> np.ndarray:
+    """Weights in 8x8 tiles as the matrix units read them from shared memory.
+
+    Args:
+        weights: (k, kh, kw, c) float32.
+        first: Channels of the first operand; the rest are of the second.
+        tiling: Of the kernel.
+        dtype: float16 or bfloat16.
+
+    Returns:
+        uint16, (blocks, chunks, taps, cc / 16, 2, bn / 8, 8, 8): bits of the elements.
+    """
+    cut = _cut(weights, first, tiling)
+    blocks, taps, chunks = len(cut), cut.shape[3], cut.shape[4]
+    cut = cut.reshape(blocks, tiling.wn, tiling.ni, 8, taps, chunks, tiling.cc // 16, 2, 8)
+    #       blocks chunk tap kk half wn ni column depth
+    packed = np.ascontiguousarray(cut.transpose(0, 5, 4, 6, 7, 1, 2, 3, 8))
+    return as_bits(packed, dtype).reshape(
+        blocks, chunks, taps, tiling.cc // 16, 2, tiling.bn // 8, 8, 8
+    )
+
+
+def _cut(weights: np.ndarray, first: int, tiling: Tiling) -> np.ndarray:
+    """(blocks, wn, ni * 8, taps, chunks, cc / 16, 16): padded, columns as threads hold them."""
     num, kh, kw, _ = weights.shape
     parts = [weights[..., :first], weights[..., first:]]
     padded = []
@@ -199,19 +240,8 @@ def pack_weights(
     blocks = -(-num // tiling.bn)
     whole = np.pad(whole, ((0, blocks * tiling.bn - num), (0, 0), (0, 0), (0, 0)))
     chunks = whole.shape[-1] // tiling.cc
-    # (blocks, wn, ni * 8, taps, chunks, kk, 16)
     cut = whole.reshape(blocks, tiling.wn, tiling.ni * 8, kh * kw, chunks, tiling.cc // 16, 16)
-    cut = cut[:, :, permuted_channels(tiling.ni).reshape(-1)]
-    # Columns: pair q of products, which of them, column g. Rows k: half, thread t, which of two.
-    cut = cut.reshape(
-        blocks, tiling.wn, tiling.ni // 2, 2, 8, kh * kw, chunks, tiling.cc // 16, 2, 4, 2
-    )
-    #       blocks chunk tap kk wn q  g  t  which half two
-    order = (0, 6, 5, 7, 1, 2, 4, 9, 3, 8, 10)
-    packed = np.ascontiguousarray(cut.transpose(order))
-    return as_bits(packed, dtype).reshape(
-        blocks, chunks, kh * kw, tiling.cc // 16, tiling.bn // 16, 32, 8
-    )
+    return cut[:, :, permuted_channels(tiling.ni).reshape(-1)]
 
 
 def as_bits(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -224,7 +254,6 @@ def as_bits(values: np.ndarray, dtype: str) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
-_STRUCT = struct.Struct("<6Q17i4x")
 _POINTERS = (0, 8, 16, 24, 32, 40)
 
 
@@ -244,27 +273,12 @@ class ConvWay:
         """Pack the weights and describe the launch."""
         step, tiling = self.step, self.tiling
         geometry = Geometry.of(step)
-        packed = pack_weights(weights[step.weight], geometry.first, tiling, step.x.dtype)
+        pack = pack_tiles if tiling.is_joint else pack_weights
+        packed = pack(weights[step.weight], geometry.first, tiling, step.x.dtype)
         bias = np.zeros(packed.shape[0] * tiling.bn, np.float32)
         if step.bias is not None:
             bias[: geometry.channels] = weights[step.bias]
-        tiles_x, tiles_y = geometry.tiles(tiling)
-        tiles, blocks = geometry.n * tiles_x * tiles_y, packed.shape[0]
-        workers = tiles
-        if tiling.waves:
-            most = self.target.num_multiprocessors * tiling.waves
-            workers = min(tiles, max(most // blocks, 1))
-        first_chunks, chunks = geometry.chunks(tiling.cc)
-        data = _STRUCT.pack(
-            *[0] * 6,
-            geometry.h, geometry.w, geometry.oh, geometry.ow,
-            pitch_of(step.x),
-            pitch_of(step.second) if step.second is not None else 0,
-            pitch_of(step.residual) if step.residual is not None else 0,
-            pitch_of(step.y),
-            geometry.first, geometry.channels, first_chunks, chunks,
-            tiles_x, tiles_y, tiles, workers, geometry.second,
-        )  # fmt: skip
+        blocks, workers = packed.shape[0], self._workers(packed.shape[0])
         addresses = (
             OfView(step.x),
             OfView(step.second) if step.second is not None else None,
@@ -280,13 +294,23 @@ class ConvWay:
         )
         launch = Launch(
             0, "conv", (blocks * workers, 1, 1), (tiling.threads, 1, 1),
-            (Blob(data, pointers),), geometry.shared_bytes(tiling),
+            (Blob(bytes(48), pointers),), geometry.shared_bytes(tiling),
         )  # fmt: skip
-        return Built((conv_source(step, tiling),), (packed, bias), (launch,))
+        return Built((conv_source(step, tiling, workers),), (packed, bias), (launch,))
+
+    def _workers(self, blocks: int) -> int:
+        """Blocks that share the tiles of one block of channels."""
+        geometry = Geometry.of(self.step)
+        tiles = geometry.n * math.prod(geometry.tiles(self.tiling))
+        if not self.tiling.waves:
+            return tiles
+        most = self.target.num_multiprocessors * self.tiling.waves
+        return min(tiles, max(most // blocks, 1))
 
 
-def conv_source(step: Conv, tiling: Tiling) -> Source:
+def conv_source(step: Conv, tiling: Tiling, workers: int) -> Source:
     """conv.cu for a step."""
+    geometry = Geometry.of(step)
     (kh, kw), (sh, sw), (dh, dw) = step.kernel, step.stride, step.dilation
     operands = [step.x] + ([step.second] if step.second is not None else [])
     held = 8 if tiling.ni % 4 == 0 else 4
@@ -297,6 +321,12 @@ def conv_source(step: Conv, tiling: Tiling) -> Source:
         f"ELEMENT={C_TYPES[step.x.dtype]}", f"OUT={C_TYPES[step.y.dtype]}",
         f"KH={kh}", f"KW={kw}", f"SH={sh}", f"SW={sw}", f"DH={dh}", f"DW={dw}",
         f"PT={step.pads[0]}", f"PL={step.pads[1]}",
+        f"NUM={geometry.n}", f"IN_H={geometry.h}", f"IN_W={geometry.w}",
+        f"OUT_H={geometry.oh}", f"OUT_W={geometry.ow}", f"CHANNELS={geometry.channels}",
+        f"X_CHANNELS={geometry.first}", f"SECOND_CHANNELS={geometry.second}",
+        *places_of("X", step.x), *places_of("Y", step.y), *places_of("SECOND", step.second),
+        *places_of("RESIDUAL", step.residual),
+        f"WORKERS={workers}", f"USE_WGMMA={int(tiling.is_joint)}",
         f"TH={tiling.th}", f"TW={tiling.tw}", f"BN={tiling.bn}", f"CC={tiling.cc}",
         f"WM={tiling.wm}", f"WN={tiling.wn}", f"WK={tiling.wk}",
         f"MI={tiling.mi}", f"NI={tiling.ni}",
@@ -312,7 +342,29 @@ def conv_source(step: Conv, tiling: Tiling) -> Source:
         *activation_defines("AFTER", step.after),
         f"SCALE={literal(step.scale)}",
     )  # fmt: skip
-    return Source(source("common.cuh", "activation.cuh", "conv.cu"), defines)
+    text = source("common.cuh", "activation.cuh", "conv.cu")
+    if tiling.is_joint:
+        # The architecture's own instructions: see saccade.cuda.compile.
+        text = "// only for sm_90a\n" + _joint_product(tiling.ni, step.x.dtype) + text
+    return Source(text, defines)
+
+
+def _joint_product(ni: int, dtype: str) -> str:
+    """The function multiply_tiles: sums += a tiles, 64 rows, ni * 8 columns, 16 deep."""
+    kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    num = ni * 4
+    sums = ", ".join(f"%{i}" for i in range(num))
+    a = ", ".join(f"%{num + i}" for i in range(4))
+    held = ", ".join(f'"+f"(c[{i // 4}][{i % 4}])' for i in range(num))
+    return (
+        f"__device__ __forceinline__ void multiply_tiles(float (&c)[{ni}][4], "
+        "const unsigned (&a)[4], unsigned long long tiles) {\n"
+        '    asm volatile("{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"\n'
+        f'                 "wgmma.mma_async.sync.aligned.m64n{ni * 8}k16.f32.{kind}.{kind} "\n'
+        f'                 "{{{sums}}}, {{{a}}}, %{num + 4}, p, 1, 1, 0;\\n}}\\n"\n'
+        f"                 : {held}\n"
+        '                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tiles));\n}\n'
+    )
 
 
 def vector_bytes(view: View) -> int:
@@ -353,8 +405,18 @@ def conv_ways(step: Conv, target: Target, limit: int = 10) -> tuple[ConvWay, ...
     if not can_run(step):
         return ()
     geometry = Geometry.of(step)
+    plain = _ranked(geometry, target, is_joint=False)[:limit]
+    joint = _ranked(geometry, target, is_joint=True)[: limit // 2]
+    return tuple(ConvWay(step, target, tiling) for tiling in (*plain, *joint))
+
+
+@functools.lru_cache(1024)
+def _ranked(geometry: Geometry, target: Target, *, is_joint: bool) -> tuple[Tiling, ...]:
+    if is_joint and target.arch != "sm_90":
+        return ()
+    found = joint_candidates(geometry) if is_joint else candidates(geometry)
     ranked = sorted(
-        {t for t in candidates(geometry) if fits(geometry, t, target.shared_bytes)},
+        {t for t in found if fits(geometry, t, target.shared_bytes)},
         key=lambda t: (estimate(geometry, t, target), t.name),
     )
     # The model is rough: of tilings that differ little, only the best is worth a measurement.
@@ -362,7 +424,7 @@ def conv_ways(step: Conv, target: Target, limit: int = 10) -> tuple[ConvWay, ...
     for tiling in ranked:
         kind = (tiling.th * tiling.tw // 32, tiling.bn, tiling.is_resident, tiling.wk)
         chosen.setdefault(kind, tiling)
-    return tuple(ConvWay(step, target, tiling) for tiling in list(chosen.values())[:limit])
+    return tuple(chosen.values())
 
 
 def candidates(geometry: Geometry) -> Iterator[Tiling]:
@@ -389,6 +451,25 @@ def candidates(geometry: Geometry) -> Iterator[Tiling]:
                     yield Tiling(th, tw, bn, wm, wn, cc, wk, 2, is_resident=True, waves=waves)
 
 
+def joint_candidates(geometry: Geometry) -> Iterator[Tiling]:
+    """Tilings for products that four warps issue together."""
+    channels = geometry.channels
+    bns = sorted({min(bn, -(-channels // 16) * 16) for bn in (16, 32, 64, 96, 128)})
+    ccs = sorted({min(cc, -(-geometry.first // 16) * 16) for cc in (16, 32, 64, 128)})
+    for (th, tw), bn, cc in itertools.product(_tiles(geometry), bns, ccs):
+        if geometry.second and geometry.first % cc and cc > 32:
+            continue
+        for wm, wn in ((4, 1), (8, 1), (4, 2)):
+            if th * tw <= (wm - 4) * 16 or th * tw * 10 < -(-th * tw // (wm * 16)) * wm * 16 * 7:
+                continue
+            base = Tiling(th, tw, bn, wm, wn, cc, is_joint=True)
+            chunks = geometry.chunks(cc)[1]
+            for stages in {min(2, chunks), min(3, chunks + 1)}:
+                yield replace(base, stages=stages)
+            for waves in (1, 2, 3, 4):
+                yield replace(base, stages=2, is_resident=True, waves=waves)
+
+
 def _tiles(geometry: Geometry) -> Iterator[tuple[int, int]]:
     if geometry.oh == 1:
         for pixels in (16, 32, 64, 128, 256):
@@ -405,7 +486,6 @@ def _tiles(geometry: Geometry) -> Iterator[tuple[int, int]]:
                 yield th, tw
 
 
-@functools.lru_cache(1 << 16)
 def estimate(geometry: Geometry, tiling: Tiling, target: Target) -> float:
     """Cycles that a tiling may take: a rough model, good enough to leave most out.
 
@@ -418,6 +498,9 @@ def estimate(geometry: Geometry, tiling: Tiling, target: Target) -> float:
     pixels = tiling.wm * tiling.mi * 16
     products = depth * (pixels // 16) * (tiling.bn // 8) * 1.6
     reads = depth * tiling.wm * tiling.wn * (tiling.mi + tiling.ni / 2) * 4
+    if tiling.is_joint:
+        products *= 0.7
+        reads = depth * tiling.wn * (pixels / 4 + pixels / 64 * tiling.ni * 2)
     pieces = geometry.input_pixels(tiling) * chunks * tiling.cc / 8
     weights = taps * chunks * tiling.cc * tiling.bn * 2
     tiles_x, tiles_y = geometry.tiles(tiling)
@@ -432,8 +515,8 @@ def estimate(geometry: Geometry, tiling: Tiling, target: Target) -> float:
     fetched = weights / 40
     finish = pixels * tiling.bn * (1.25 / 16 + 10 / 128)
     warps = at_once * tiling.threads / 32
-    products /= min(1.0, warps / 8)
-    moved /= min(1.0, warps / 12)
+    products /= min(1.0, warps / 12)
+    moved /= min(1.0, warps / 16)
     busy = max(products, reads, moved + (0 if tiling.is_resident else fetched)) + finish / 2
     # What one block waits for when nothing else runs beside it.
     steps = depth / tiling.wk * (30 + tiling.mi * tiling.ni * 4 * tiling.wm * tiling.wn / 4)

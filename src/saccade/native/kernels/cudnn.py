@@ -31,7 +31,7 @@ _ACTIVATIONS = {
 
 def _library() -> Any:
     try:
-        import cudnn
+        import cudnn  # type: ignore[import-not-found, unused-ignore]
     except Exception as exc:
         # The package loads cuDNN itself when imported, and fails in ways of its own.
         raise BackendUnavailable(
@@ -59,7 +59,10 @@ def _current_handle() -> Any:
     from saccade.cuda import driver
 
     context = driver.call("asking for the context", driver.bindings().cuCtxGetCurrent)
-    return _handle(int(context))
+    handle = _handle(int(context))
+    # The library looks at the handle's stream, which may have been destroyed since.
+    _library().set_stream(handle, 0)
+    return handle
 
 
 def _dims(view: View) -> tuple[list[int], list[int]]:
@@ -213,6 +216,7 @@ def _anonymous(step: Conv) -> Conv:
 def cudnn_ways(step: Conv, target: Target) -> tuple[CudnnWay, ...]:
     """The library's first plans for a step, () if it cannot do the step or is not there."""
     views = [step.x, step.y, *([] if step.residual is None else [step.residual])]
+    # Of pictures that lie apart, 9.19 computes wrong answers: it takes them for one matrix.
     can = (
         target.has_device
         and step.second is None
@@ -223,7 +227,7 @@ def cudnn_ways(step: Conv, target: Target) -> tuple[CudnnWay, ...]:
         and step.y.dtype in (step.x.dtype, "float32")
         and {step.activation.kind, step.after.kind} <= _ACTIVATIONS
         and not (step.residual is None and step.after != IDENTITY)
-        and all(view.is_pixels and view.alignment == 16 for view in views)
+        and all(view.is_packed and view.alignment == 16 for view in views)
         and step.x.c % 8 == 0
         and step.y.c % 8 == 0
     )
@@ -261,5 +265,7 @@ def open_plan(launch: LibraryLaunch) -> Callable[[int, Mapping[int, int], int], 
             graph.execute(dict(addresses), workspace, handle=handle)
         except Exception as exc:
             raise EngineError(f"cuDNN refuses to run a plan: {_first_line(exc)}") from exc
+        finally:
+            handle.stream = None  # set again by the next call, whatever its stream is
 
     return run

@@ -42,14 +42,14 @@ depthwise(const ELEMENT* x, const float* weights, const float* bias, const ELEME
             for (int v = 0; v < V; v += WIDE)
                 *(Vector<float, WIDE>*)&w[kx][v] = *(const Vector<float, WIDE>*)(
                     weights + (ky * KW + kx) * C_PAD + c + v);
-        const ELEMENT* row = x + ((i64)n * H + gy) * W * X_PITCH + c;
+        const ELEMENT* row = x + n * X_IMAGE + gy * W * X_PITCH + c;
         // One pixel after another, to every output that uses it.
 #pragma unroll
         for (int i = 0; i < SPAN; i++) {
             int gx = gx0 + i;
             Vector<ELEMENT, V> pixel = {};
             if ((unsigned)gx < (unsigned)W)
-                pixel = *(const Vector<ELEMENT, V>*)(row + (i64)gx * X_PITCH);
+                pixel = *(const Vector<ELEMENT, V>*)(row + gx * X_PITCH);
 #pragma unroll
             for (int r = 0; r < RUN; r++) {
                 const int from = i - r * SW;
@@ -64,10 +64,11 @@ depthwise(const ELEMENT* x, const float* weights, const float* bias, const ELEME
     for (int r = 0; r < RUN; r++) {
         int ox = ox0 + r;
         if (ox >= OW) break;
-        i64 pixel = ((i64)n * OH + oy) * OW + ox;
+        int pixel = oy * OW + ox;
         float add[V] = {};
         if (RESIDUAL) {
-            Vector<ELEMENT, V> from = *(const Vector<ELEMENT, V>*)(residual + pixel * R_PITCH + c);
+            Vector<ELEMENT, V> from = *(const Vector<ELEMENT, V>*)(
+                residual + n * RESIDUAL_IMAGE + pixel * RESIDUAL_PITCH + c);
 #pragma unroll
             for (int v = 0; v < V; v++) add[v] = to_float(from.at[v]);
         }
@@ -81,6 +82,6 @@ depthwise(const ELEMENT* x, const float* weights, const float* bias, const ELEME
         Vector<OUT, V> to;
 #pragma unroll
         for (int v = 0; v < V; v++) to.at[v] = from_float<OUT>(sums[r][v]);
-        *(Vector<OUT, V>*)(y + pixel * Y_PITCH + c) = to;
+        *(Vector<OUT, V>*)(y + n * Y_IMAGE + pixel * Y_PITCH + c) = to;
     }
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saccade.native.kernels.conv import as_bits, vector_bytes
-from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, pitch_of, source
+from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, places_of, source
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Argument, Built, Launch, OfView, OfWeight, Source, Target
 
@@ -61,8 +61,7 @@ class DepthwiseWay:
             f"H={step.x.h}", f"W={step.x.w}", f"KH={kh}", f"KW={kw}", f"SH={sh}", f"SW={sw}",
             f"DH={dh}", f"DW={dw}", f"PT={step.pads[0]}", f"PL={step.pads[1]}",
             f"V={self.channels}", f"RUN={self.run}", f"THREADS={self.threads}",
-            f"X_PITCH={pitch_of(step.x)}", f"Y_PITCH={pitch_of(step.y)}",
-            f"R_PITCH={pitch_of(step.residual) if step.residual is not None else 0}",
+            *places_of("X", step.x), *places_of("Y", step.y), *places_of("RESIDUAL", step.residual),
             f"RESIDUAL={residual}", f"SCALE={literal(step.scale)}",
             *activation_defines("ACT", step.activation),
             *activation_defines("AFTER", step.after),

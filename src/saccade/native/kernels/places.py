@@ -152,9 +152,7 @@ def _gather(step: Gather) -> Built:
         depth = indices.shape[-1]
         batch = step.batch_axes
         places = names[:batch]
-        places += [
-            picked([*names[:lead], str(i)], x.shape[batch + i]) for i in range(depth)
-        ]
+        places += [picked([*names[:lead], str(i)], x.shape[batch + i]) for i in range(depth)]
         places += names[lead:]
     for i, place in enumerate(places):
         lines.append(f"const i64 g{i} = {place};")

@@ -82,7 +82,7 @@ class MatMulWay:
 def matmul_ways(step: MatMul, target: Target) -> tuple[MatMulWay, ...]:
     """Tiles to try."""
     views = (step.a, step.b, step.y)
-    m, n = step.y.shape[-2:]
+    m = step.y.shape[-2]
     if any(view.dtype not in _FLOATS for view in views):
         return ()
     if math.prod(step.y.shape[:-2]) > _MAX_GRID or m > 32 * _MAX_GRID:

@@ -48,7 +48,7 @@ from saccade.native.seam import LibraryLaunch, Target, Way
 __all__ = ["KERNELS"]
 
 _WAYS: Mapping[type, tuple[Callable[[Any, Target], tuple[Way, ...]], ...]] = {
-    Conv: (stem_ways, conv_ways, depthwise_ways, direct_ways, cudnn.cudnn_ways),
+    Conv: (stem_ways, conv_ways, depthwise_ways, cudnn.cudnn_ways),
     MatMul: (matmul_ways,),
     Attention: (attention_ways,),
     Pool: (pool_ways,),
@@ -83,7 +83,11 @@ class _Kernels:
 
     def ways(self, step: Step, target: Target) -> tuple[Way, ...]:
         """Ways to run a step; () if there is none."""
-        return tuple(way for ways in _WAYS.get(type(step), ()) for way in ways(step, target))
+        found = tuple(way for ways in _WAYS.get(type(step), ()) for way in ways(step, target))
+        if not found and isinstance(step, Conv):
+            # A thread per value is never the fastest where another kernel can do the step.
+            return direct_ways(step, target)
+        return found
 
     def open_library(self, launch: LibraryLaunch) -> Callable[[int, Mapping[int, int], int], None]:
         """Load a library's plan on the current device."""

@@ -272,7 +272,9 @@ class ReduceWay:
             better = "v > best" if kind == "argmax" else "v < best"
             nan = " || (v != v && best == best)" if is_float else ""
             # Of equal values the first wins, whoever saw it.
-            return head + f"""
+            return (
+                head
+                + f"""
     T best = 0;
     int where = -1;
     for (int i = lane; i < {length}; i += GROUP) {{
@@ -304,9 +306,12 @@ class ReduceWay:
     }}
 {store}(where);
 """
+            )
         first, with_v = _REDUCTIONS[kind]
         if not is_float:
-            first = {"max": "(T)(1ULL << 63)", "min": "(T)~(1ULL << 63)", "prod": "1"}.get(kind, "0")
+            first = {"max": "(T)(1ULL << 63)", "min": "(T)~(1ULL << 63)", "prod": "1"}.get(
+                kind, "0"
+            )
             with_v = {
                 "max": "best > v ? best : v", "min": "best < v ? best : v", "prod": "best * v",
             }.get(kind, "best + v")  # fmt: skip
@@ -316,7 +321,9 @@ class ReduceWay:
             end = f"best / {length}" + (".0f" if is_float else "")
         if kind == "l2":
             end = "sqrtf(best)"
-        return head + f"""
+        return (
+            head
+            + f"""
     T best = {first};
     for (int i = lane; i < {length}; i += GROUP) {{
         {at}
@@ -339,6 +346,7 @@ class ReduceWay:
     }}
 {store}({end});
 """
+        )
 
 
 def reduce_ways(step: Reduce, target: Target) -> tuple[ReduceWay, ...]:

@@ -11,7 +11,7 @@ from saccade.errors import BuildError
 from saccade.native.ops import Activation
 from saccade.native.tensors import View
 
-__all__ = ["C_TYPES", "activation_defines", "literal", "pitch_of", "source"]
+__all__ = ["C_TYPES", "activation_defines", "literal", "places_of", "source"]
 
 C_TYPES = {
     "float32": "float",
@@ -53,15 +53,14 @@ def activation_defines(name: str, activation: Activation) -> tuple[str, ...]:
     )
 
 
-def pitch_of(view: View) -> int:
-    """Elements from pixel to pixel of a picture.
+def places_of(name: str, view: View | None) -> tuple[str, str]:
+    """Macros NAME_PITCH and NAME_IMAGE: elements from pixel to pixel and picture to picture.
 
     Raises:
-        BuildError: The view has no single pitch.
+        BuildError: The view is no picture.
     """
+    if view is None:
+        return f"{name}_PITCH=0", f"{name}_IMAGE=0LL"
     if not view.is_pixels:
         raise BuildError(f"a picture must have its channels side by side, it has {view.strides}")
-    for axis in (2, 1, 0):
-        if view.shape[axis] > 1:
-            return view.strides[axis]
-    return view.c
+    return f"{name}_PITCH={view.strides[2]}", f"{name}_IMAGE={view.strides[0]}LL"

@@ -11,11 +11,6 @@ struct Stem {
     const uint4* weights;
     const float* bias;
     OUT* y;
-    i64 image;               // elements from picture to picture
-    int row, column, plane;  // elements from row to row, pixel to pixel, channel to channel
-    int h, w, oh, ow;
-    int y_pitch, channels;
-    int tiles_x, tiles_y;
 };
 
 #define IH ((TH - 1) * SH + KH)
@@ -27,15 +22,19 @@ struct Stem {
 #define GROUP (NB % 32 == 0 ? 4 : 2)
 #define HELD (2 * GROUP)
 #define NI (BN / 8)
+#define TILES_X ((OUT_W + TW - 1) / TW)
+#define TILES_Y ((OUT_H + TH - 1) / TH)
 
 extern __shared__ __align__(16) u8 shared[];
 
-template <typename T> __device__ __forceinline__ u32 as_pair(T a, T b) {
+template <typename T> struct alignas(2 * sizeof(T)) Pair { T a, b; };
+
+__device__ __forceinline__ u32 bits_of(f16 a, f16 b) { return a.bits | (u32)b.bits << 16; }
+template <typename T> __device__ __forceinline__ u32 joined(T a, T b) {
     return pack<ELEMENT>(to_float(a), to_float(b));
 }
-template <> __device__ __forceinline__ u32 as_pair<f16>(f16 a, f16 b) {
-    if constexpr (IS_HALF) return a.bits | (u32)b.bits << 16;
-    return pack<ELEMENT>(to_float(a), to_float(b));
+template <> __device__ __forceinline__ u32 joined<f16>(f16 a, f16 b) {
+    return IS_HALF ? bits_of(a, b) : pack<ELEMENT>(to_float(a), to_float(b));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
@@ -46,46 +45,60 @@ stem(const __grid_constant__ Stem p) {
     commit_async();
     wait_for_inputs();
 
-    int row = blockIdx.x / p.tiles_x;
-    int n = row / p.tiles_y;
-    int oy0 = (row - n * p.tiles_y) * TH, ox0 = (blockIdx.x - row * p.tiles_x) * TW;
-    const IN* x = p.x + n * p.image;
-    int y0 = oy0 * SH - PT, x0 = ox0 * SW - PL - LEAD;
-    // Two neighbouring pixels per thread.
+    int row = blockIdx.x / TILES_X;
+    int n = row / TILES_Y;
+    int oy0 = (row - n * TILES_Y) * TH, ox0 = (blockIdx.x - row * TILES_X) * TW;
+    const IN* x = p.x + n * IMAGE;
+    const int y0 = oy0 * SH - PT, x0 = ox0 * SW - PL - LEAD;
+    // Two neighbouring pixels per thread, row after row.
+    constexpr int ACROSS = IW / 2, ROWS = THREADS / ACROSS, REST = THREADS % ACROSS;
+    int iy = threadIdx.x / ACROSS, ix = threadIdx.x % ACROSS;
     constexpr int AT_ONCE = UNROLL;
 #pragma unroll AT_ONCE
-    for (int i = threadIdx.x; i < IH * (IW / 2); i += THREADS) {
-        int iy = i / (IW / 2), ix = i % (IW / 2) * 2;
-        int gy = y0 + iy, gx = x0 + ix;
+    for (int i = threadIdx.x; i < IH * ACROSS; i += THREADS) {
+        const int gy = y0 + iy, gx = x0 + ix * 2;
         IN v[2][4] = {};
-        if ((unsigned)gy < (unsigned)p.h) {
-            const IN* from = x + (i64)gy * p.row;
-            if (PAIRS && gx >= 0 && gx + 1 < p.w) {
-                // Pixels side by side in planes, addresses even: one load takes both.
-                struct alignas(2 * sizeof(IN)) Pair { IN a, b; };
+        if ((unsigned)gy < (unsigned)IN_H) {
+            if (PAIRS) {
+                // Side by side in planes, at even places, and rows are even: both or none is there.
+                const IN* from = x + (gy * LINE + gx);
+                if ((unsigned)gx < (unsigned)IN_W)
 #pragma unroll
-                for (int c = 0; c < C; c++) {
-                    Pair pair = *(const Pair*)(from + (i64)c * p.plane + gx);
-                    v[0][c] = pair.a, v[1][c] = pair.b;
-                }
+                    for (int c = 0; c < C; c++) {
+                        Pair<IN> pair = *(const Pair<IN>*)(from + c * PLANE);
+                        v[0][c] = pair.a, v[1][c] = pair.b;
+                    }
             } else {
 #pragma unroll
                 for (int j = 0; j < 2; j++)
-                    if ((unsigned)(gx + j) < (unsigned)p.w)
+                    if ((unsigned)(gx + j) < (unsigned)IN_W)
 #pragma unroll
                         for (int c = 0; c < C; c++)
-                            v[j][c] = from[(i64)c * p.plane + (i64)(gx + j) * p.column];
+                            v[j][c] = x[gy * LINE + (gx + j) * COLUMN + c * PLANE];
             }
         }
-        *(uint4*)(shared + WEIGHT_BYTES + (iy * IW + ix) * 8) =
-            make_uint4(as_pair(v[0][0], v[0][1]), as_pair(v[0][2], v[0][3]),
-                       as_pair(v[1][0], v[1][1]), as_pair(v[1][2], v[1][3]));
+        *(uint4*)(shared + WEIGHT_BYTES + (iy * IW + ix * 2) * 8) =
+            make_uint4(joined(v[0][0], v[0][1]), joined(v[0][2], v[0][3]),
+                       joined(v[1][0], v[1][1]), joined(v[1][2], v[1][3]));
+        iy += ROWS, ix += REST;
+        if (ix >= ACROSS) ix -= ACROSS, iy++;
     }
     wait_async<0>();
     __syncthreads();
     let_next_start();
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first = oy0 * OUT_W + ox0;
+    OUT* const y = p.y + n * Y_IMAGE;
+    // Few weights stay in registers for all of a warp's pixels.
+    constexpr bool IS_HELD = NB == BN && KH * QUADS * NI <= 24;
+    uint4 kept[IS_HELD ? KH * QUADS : 1][NI / 2];
+    if constexpr (IS_HELD)
+#pragma unroll
+        for (int i = 0; i < KH * QUADS; i++)
+#pragma unroll
+            for (int q = 0; q < NI / 2; q++)
+                kept[i][q] = load_shared16(weights_at + lane * 16 + (i * (NB / 16) + q) * 512);
     // Tiles of 16 pixels in a row; MI at a time share the weights that were read.
     constexpr int UNITS = TH * TW / 16;
     for (int unit = warp * MI; unit < UNITS; unit += WARPS * MI) {
@@ -98,7 +111,16 @@ stem(const __grid_constant__ Stem p) {
         }
 #pragma unroll 1
         for (int channel0 = 0; channel0 < NB; channel0 += BN) {
-            float sums[MI][NI][4] = {};
+            // Sums begin with the bias.
+            float sums[MI][NI][4];
+#pragma unroll
+            for (int j = 0; j < NI; j++) {
+                int held = channel0 + j / GROUP * GROUP * 8 + lane % 4 * HELD + j % GROUP * 2;
+                float2 b = *(const float2*)(p.bias + held);
+#pragma unroll
+                for (int mi = 0; mi < MI; mi++)
+                    sums[mi][j][0] = sums[mi][j][2] = b.x, sums[mi][j][1] = sums[mi][j][3] = b.y;
+            }
 #pragma unroll
             for (int ky = 0; ky < KH; ky++)
 #pragma unroll
@@ -106,8 +128,10 @@ stem(const __grid_constant__ Stem p) {
                     uint4 b[NI / 2];
 #pragma unroll
                     for (int q = 0; q < NI / 2; q++)
-                        b[q] = load_shared16(weights_at + lane * 16 +
-                            ((ky * QUADS + quad) * (NB / 16) + channel0 / 16 + q) * 512);
+                        b[q] = IS_HELD ? kept[IS_HELD ? ky * QUADS + quad : 0][q]
+                                       : load_shared16(weights_at + lane * 16 +
+                                                       ((ky * QUADS + quad) * (NB / 16) +
+                                                        channel0 / 16 + q) * 512);
 #pragma unroll
                     for (int mi = 0; mi < MI; mi++) {
                         u32 a[4];
@@ -136,30 +160,26 @@ stem(const __grid_constant__ Stem p) {
 #pragma unroll
             for (int group = 0; group < NI / GROUP; group++) {
                 int channel = channel0 + group * GROUP * 8 + lane % 4 * HELD;
-                float bias[HELD];
-#pragma unroll
-                for (int i = 0; i < HELD; i += 4)
-                    *(float4*)(bias + i) = *(const float4*)(p.bias + channel + i);
 #pragma unroll
                 for (int mi = 0; mi < MI; mi++)
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         int m = (unit + mi) * 16 + lane / 4 + half * 8;
-                        int oy = oy0 + m / TW, ox = ox0 + m % TW;
-                        if (oy >= p.oh || ox >= p.ow || channel >= p.channels) continue;
+                        if (OUT_H % TH != 0 && oy0 + m / TW >= OUT_H) continue;
+                        if (OUT_W % TW != 0 && ox0 + m % TW >= OUT_W) continue;
+                        if (CHANNELS % BN != 0 && channel >= CHANNELS) continue;
                         float v[HELD];
 #pragma unroll
                         for (int j = 0; j < GROUP; j++) {
-                            v[2 * j] = sums[mi][group * GROUP + j][2 * half] + bias[2 * j];
-                            v[2 * j + 1] =
-                                sums[mi][group * GROUP + j][2 * half + 1] + bias[2 * j + 1];
+                            v[2 * j] = sums[mi][group * GROUP + j][2 * half];
+                            v[2 * j + 1] = sums[mi][group * GROUP + j][2 * half + 1];
                         }
 #pragma unroll
                         for (int i = 0; i < HELD; i += 4) activate4<ACT>(v + i, ACT_A, ACT_B);
 #pragma unroll
                         for (int i = 0; i < HELD; i++) v[i] *= SCALE;
-                        OUT* to = p.y + (((size_t)n * p.oh + oy) * p.ow + ox) * p.y_pitch + channel;
-                        if (Y_WIDE && channel + HELD <= p.channels) {
+                        OUT* to = y + (first + m / TW * OUT_W + m % TW) * Y_PITCH + channel;
+                        if (Y_WIDE && channel + HELD <= CHANNELS) {
                             if constexpr (HELD == 8)
                                 *(uint4*)to =
                                     make_uint4(pack<OUT>(v[0], v[1]), pack<OUT>(v[2], v[3]),
@@ -170,7 +190,7 @@ stem(const __grid_constant__ Stem p) {
                         } else {
 #pragma unroll
                             for (int i = 0; i < HELD; i++)
-                                if (channel + i < p.channels) to[i] = from_float<OUT>(v[i]);
+                                if (channel + i < CHANNELS) to[i] = from_float<OUT>(v[i]);
                         }
                     }
             }

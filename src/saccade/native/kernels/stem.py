@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from saccade.native.kernels.conv import as_bits, is_wide, permuted_channels
-from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, pitch_of, source
+from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, places_of, source
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
 from saccade.native.tensors import SIZES
 
 __all__ = ["StemTiling", "StemWay", "pack_stem", "stem_ways"]
 
-_STRUCT = struct.Struct("<4Qq11i4x")
 _MAX_CHANNELS = 128
 
 
@@ -117,6 +115,11 @@ class StemWay:
         channels = -(-step.y.c // self._block) * self._block
         return step.kernel[0] * quads * channels * 32 + self._input_bytes
 
+    @property
+    def _min_blocks(self) -> int:
+        registers = 48 + self.tiling.mi * (self._block // 8 * 4 + 6)
+        return max(1, 65536 // (self.tiling.warps * 32 * registers))
+
     def source(self) -> Source:
         """stem.cu for the step."""
         step, tiling = self.step, self.tiling
@@ -130,19 +133,23 @@ class StemWay:
             and all(stride % 2 == 0 for stride in strides)
             and first_column % 2 == 0
             and tiling.tw * step.stride[1] % 2 == 0
+            and x.w % 2 == 0
         )
         held = 8 if block == 32 else 4
         element = step.y.dtype
         defines = (
             f"IN={C_TYPES[x.dtype]}", f"ELEMENT={C_TYPES[element]}", f"OUT={C_TYPES[element]}",
             f"IS_HALF={int(element == 'float16')}",
+            f"IN_H={x.h}", f"IN_W={x.w}", f"OUT_H={step.y.h}", f"OUT_W={step.y.w}",
+            f"IMAGE={x.strides[0]}LL", f"LINE={x.strides[1]}", f"COLUMN={x.strides[2]}",
+            f"PLANE={x.strides[3]}", *places_of("Y", step.y), f"CHANNELS={step.y.c}",
             f"C={x.c}", f"KH={step.kernel[0]}", f"KW={step.kernel[1]}",
             f"SH={step.stride[0]}", f"SW={step.stride[1]}",
             f"PT={step.pads[0]}", f"PL={step.pads[1]}", f"LEAD={self._lead}",
             f"TH={tiling.th}", f"TW={tiling.tw}", f"WARPS={tiling.warps}", f"MI={tiling.mi}",
             f"NB={-(-step.y.c // block) * block}", f"BN={block}",
             f"ALIGNED={int(step.stride[1] % 2 == 0)}", f"PAIRS={int(is_paired)}",
-            f"UNROLL={4 if size <= 2 else 3}", f"MIN_BLOCKS={max(1, 40 // tiling.warps // tiling.mi)}",
+            f"UNROLL={4 if size <= 2 else 3}", f"MIN_BLOCKS={self._min_blocks}",
             f"Y_WIDE={int(is_wide(step.y, held))}",
             *activation_defines("ACT", step.activation),
             f"SCALE={literal(step.scale)}",
@@ -157,15 +164,10 @@ class StemWay:
         if step.bias is not None:
             bias[: step.y.c] = weights[step.bias]
         tiles_x, tiles_y = -(-step.y.w // tiling.tw), -(-step.y.h // tiling.th)
-        x = step.x
-        data = _STRUCT.pack(
-            *[0] * 4, x.strides[0], x.strides[1], x.strides[2], x.strides[3],
-            x.h, x.w, step.y.h, step.y.w, pitch_of(step.y), step.y.c, tiles_x, tiles_y,
-        )  # fmt: skip
-        pointers = ((0, OfView(x)), (8, OfWeight(0)), (16, OfWeight(1)), (24, OfView(step.y)))
+        pointers = ((0, OfView(step.x)), (8, OfWeight(0)), (16, OfWeight(1)), (24, OfView(step.y)))
         launch = Launch(
-            0, "stem", (tiles_x * tiles_y * x.n, 1, 1), (tiling.warps * 32, 1, 1),
-            (Blob(data, pointers),), self.shared_bytes,
+            0, "stem", (tiles_x * tiles_y * step.x.n, 1, 1), (tiling.warps * 32, 1, 1),
+            (Blob(bytes(32), pointers),), self.shared_bytes,
         )  # fmt: skip
         return Built((self.source(),), (packed, bias), (launch,))
 

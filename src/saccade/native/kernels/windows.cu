@@ -33,7 +33,7 @@ chain(const X_TYPE* x, const __grid_constant__ Results ys) {
     wait_for_inputs();
     int n = blockIdx.x / (C / 8), c = blockIdx.x % (C / 8) * 8;
     for (int i = threadIdx.x; i < H * W; i += THREADS)
-        held[i] = *(const uint4*)(x + ((i64)n * H * W + i) * X_PITCH + c);
+        held[i] = *(const uint4*)(x + n * X_IMAGE + i * X_PITCH + c);
     __syncthreads();
 #pragma unroll
     for (int link = 0; link < CHAIN; link++) {
@@ -57,7 +57,7 @@ chain(const X_TYPE* x, const __grid_constant__ Results ys) {
                 if (row + d < H) best = larger(best, rows[i + d * W]);
             }
             held[i] = best;
-            *(uint4*)(ys.at[link] + ((i64)n * H * W + i) * PITCHES[link] + c) = best;
+            *(uint4*)(ys.at[link] + n * IMAGES[link] + i * PITCHES[link] + c) = best;
         }
         __syncthreads();
     }

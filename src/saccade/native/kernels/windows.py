@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.native.kernels.sources import C_TYPES, pitch_of, source
+from saccade.native.kernels.sources import C_TYPES, places_of, source
 from saccade.native.ops import Pool, PoolChain, Resize
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
 from saccade.native.tensors import SIZES, View
@@ -23,16 +23,20 @@ _FILES = ("common.cuh", "activation.cuh", "windows.cu")
 def channels_at_once(*views: View) -> int:
     """Channels that one thread can move at once in all views: 8, 4, 2 or 1."""
     for width in (8, 4, 2):
-        if all(
-            view.c % width == 0
-            and (view.strides[3] == 1 or view.c == 1)
-            and width * SIZES[view.dtype] <= 32
-            and math.gcd(view.offset, *(s for s, n in zip(view.strides[:3], view.shape, strict=False)
-                                        if n > 1)) % min(width, 16 // SIZES[view.dtype]) == 0
-            for view in views
-        ):  # fmt: skip
+        if all(_fits(view, width) for view in views):
             return width
     return 1
+
+
+def _fits(view: View, width: int) -> bool:
+    size = SIZES[view.dtype]
+    steps = [s for s, n in zip(view.strides[:3], view.shape[:3], strict=True) if n > 1]
+    return (
+        view.c % width == 0
+        and (view.strides[3] == 1 or view.c == 1)
+        and width * size <= 32
+        and math.gcd(view.offset, *steps) % min(width, 16 // size) == 0
+    )
 
 
 def _common(x: View, y: View, width: int) -> tuple[str, ...]:
@@ -98,12 +102,14 @@ class ChainWay:
     def build(self, weights: Mapping[str, np.ndarray]) -> Built:
         """Describe the launch."""
         step, x = self.step, self.step.x
-        pitches = ", ".join(str(pitch_of(y)) for y in step.ys)
+        pitches = ", ".join(str(y.strides[2]) for y in step.ys)
+        images = ", ".join(str(y.strides[0]) for y in step.ys)
         head = f"__device__ constexpr int PITCHES[] = {{{pitches}}};\n"
+        head += f"__device__ constexpr long long IMAGES[] = {{{images}}};\n"
         defines = (
             f"CHAIN={len(step.ys)}", f"X_TYPE={C_TYPES[x.dtype]}", f"Y_TYPE={C_TYPES[x.dtype]}",
             "V=8", f"IS_HALF={int(x.dtype == 'float16')}", f"THREADS={self.threads}",
-            f"H={x.h}", f"W={x.w}", f"C={x.c}", f"SIZE={step.size}", f"X_PITCH={pitch_of(x)}",
+            f"H={x.h}", f"W={x.w}", f"C={x.c}", f"SIZE={step.size}", *places_of("X", x),
         )  # fmt: skip
         made = Source(head + source(*_FILES), defines)
         data = struct.pack(f"<{len(step.ys)}Q", *[0] * len(step.ys))
