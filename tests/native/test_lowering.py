@@ -11,7 +11,7 @@ from saccade.errors import BuildError
 from saccade.graph.passes.tidy import tidy
 from saccade.native.drafting import drafted
 from saccade.native.memory import placed
-from saccade.native.ops import Boxes, Conv, Copy, Pointwise, PoolChain
+from saccade.native.ops import Boxes, Conv, Copy, Norm, Pointwise, PoolChain
 from saccade.native.reference import interpret
 
 RNG = np.random.default_rng(3)
@@ -410,6 +410,33 @@ def test_a_box_tail_that_means_something_else_stays():
     stored["arange"] = stored["arange"] * 1.5
     draft = agree(net(nodes, inputs, stored), inputs, atol=1e-3)
     assert not [step for step in draft.steps if isinstance(step, Boxes)]
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms_written_out_are_one_step(kind):
+    x = RNG.normal(2, 3, size=(2, 7, 12)).astype(np.float32)
+    nodes = [("MatMul", "x w", "m", {})]
+    rows = "m"
+    if kind == "layer":
+        nodes += [("ReduceMean", "m", "a", {"axes": [-1]}), ("Sub", "m a", "d", {})]
+        rows = "d"
+    nodes += [
+        ("Pow", f"{rows} two", "q", {}),
+        ("ReduceMean", "q", "v", {"axes": [-1]}),
+        ("Add", "v e", "u", {}),
+        ("Sqrt", "u", "s", {}),
+        ("Div", f"{rows} s", "n", {}),
+        ("Mul", "n g", "o", {}),
+    ]
+    nodes += [("Add", "o h", "p", {})] if kind == "layer" else []
+    nodes += [("MatMul", "p w" if kind == "layer" else "o w", "y", {})]
+    stored = {"w": weights(12, 12), "two": np.float32(2), "e": np.float32(1e-5),
+              "g": weights(12), "h": weights(12)}  # fmt: skip
+    draft = agree(net(nodes, {"x": x}, stored), {"x": x}, atol=1e-4)
+    (norm,) = [step for step in draft.steps if isinstance(step, Norm)]
+    assert (norm.is_rms, norm.shift is None) == (kind == "rms", kind == "rms")
+    assert norm.epsilon == pytest.approx(1e-5)
+    assert len(draft.steps) == 3 + len([s for s in draft.steps if isinstance(s, Copy)])
 
 
 def test_refusals_name_the_node_and_the_reason():

@@ -9,6 +9,7 @@ from saccade.native.lowering.program import lower
 from saccade.native.ops import Step
 from saccade.native.passes.boxes import fuse_boxes
 from saccade.native.passes.fuse_convolutions import fuse_convolutions
+from saccade.native.passes.fuse_norms import fuse_norms
 from saccade.native.passes.fuse_pointwise import fuse_pointwise
 from saccade.native.passes.merge_siblings import merge_siblings
 from saccade.native.passes.pack_input import pack_inputs
@@ -47,6 +48,7 @@ def drafted(
     draft = lower(proto, shapes)
     draft.drop_dead()
     fuse_pointwise(draft)
+    fuse_norms(draft, can_run)
     fuse_convolutions(draft)
     join_copies(draft)
     place_copies(draft)
