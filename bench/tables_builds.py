@@ -72,6 +72,8 @@ def _overview(reports: list[Row]) -> str:
         score = _score(report, report["chosen"])
         wanted = _score(report, report["reference"])
         statuses = [row["status"] for row in report["rows"]]
+        num_tried = sum(bool(row["verdict"] or row["speed"]) for row in report["rows"])
+        num_tried += statuses.count("failed")
         counts = (f"{statuses.count(s)} {s}" for s in ("refused", "failed") if s in statuses)
         rows.append(
             [
@@ -82,7 +84,7 @@ def _overview(reports: list[Row]) -> str:
                 _times(report),
                 f"{_key(report)} {score} ({wanted})",
                 _milliseconds(chosen),
-                ", ".join([str(len(statuses)), *counts]),
+                ", ".join([str(num_tried), *counts]),
                 f"{report['seconds']:.0f}",
             ]
         )
@@ -119,11 +121,13 @@ def _best(report: Row, is_kind: Callable[[Row], bool]) -> str:
 
 
 def _candidates(report: Row) -> str:
-    """Every candidate, those that were judged first."""
+    """Every candidate that was tried, those that were judged first."""
     key = _key(report)
+    tried = [i for i, row in enumerate(report["rows"]) if row["verdict"] or row["speed"]]
+    tried += [i for i, row in enumerate(report["rows"]) if row["status"] == "failed"]
     rows = [["candidate", key, "drop (95 %)", "pictures/s", "p99 ms", "status", "why"]]
     order = sorted(
-        range(len(report["rows"])),
+        dict.fromkeys(tried),
         key=lambda i: (report["rows"][i]["verdict"] is None, -(_median(report["rows"][i]) or 0)),
     )
     for index in order:
@@ -156,13 +160,18 @@ def _islands(reports: list[Row]) -> str:
                 [
                     report["title"],
                     found["without"],
-                    f"{len(found['blocks'])} of {found['num_blocks']}",
+                    _kept(found),
                     str(sum(len(block["nodes"]) for block in found["blocks"])),
                     f"{found['num_trials']}{'' if found['is_minimal'] else ', cut short'}",
                     spread,
                 ]
             )
     return markdown(rows) if len(rows) > 1 else "No build had to look for islands.\n"
+
+
+def _kept(found: Row) -> str:
+    kept, blocks = len(found["blocks"]), found["num_blocks"]
+    return f"{kept} of {blocks}" if kept < blocks else f"all {blocks}: nothing less passed"
 
 
 def _machines(reports: list[Row]) -> str:

@@ -188,6 +188,14 @@ def test_what_stays_in_fp32_is_listed_with_what_it_is_worth(tmp_path):
     assert found["blocks"][0] == {"nodes": ["/stem/a", "/stem/b"], "short": 0.0421}
 
 
+def test_islands_that_are_everything_are_said_to_be_none(tmp_path):
+    islands = Islands("int8 of it all", "x", (KeptBlock(("a",), None),), 1, 6, False)
+    record = dataclasses.replace(made.record(PLAN), islands=(islands,))
+    texts = " ".join(read(write_report(record, tmp_path)[0]).texts)
+    assert "int8 of it all was refused, and in 6 trials nothing less" in texts
+    assert "block, in graph order" not in texts
+
+
 def test_fp32_is_an_honest_answer(tmp_path):
     record = dataclasses.replace(made.record(PLAN, rows=LATER), chosen=0, verdict="FP32 stays.")
     page, _ = write_report(record, tmp_path)

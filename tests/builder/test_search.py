@@ -302,7 +302,7 @@ def test_int8_keeps_in_fp32_what_it_must(tmp_path):
         make=make,
         blocks=lambda: [frozenset({name}) for name in ("a", "fragile", "c", "d")],
     )
-    outcome = task.search(budget_s=200.0)
+    outcome = task.search("wrong_honest", budget_s=200.0)
     chosen = outcome.rows[outcome.chosen]
     assert chosen.candidate.recipe == Recipe("int8", "minmax", ("fragile",))
     assert chosen.verdict.passed
@@ -310,12 +310,15 @@ def test_int8_keeps_in_fp32_what_it_must(tmp_path):
     plain = [row for row in outcome.rows if row.candidate.recipe == Recipe("int8", "minmax")]
     assert {row.status for row in plain} == {"refused"}
     assert all(row.status != "waiting" for row in outcome.rows)
-    (found,) = outcome.islands
-    assert "1 kept" in found.winner
-    assert [block.nodes for block in found.blocks] == [("fragile",)]
-    assert found.blocks[0].short > 0.1
+    found, other = outcome.islands
+    for one in (found, other):
+        assert "1 kept" in one.winner
+        assert [block.nodes for block in one.blocks] == [("fragile",)]
+        assert one.blocks[0].short > 0.1, "measured with the time left, if not on the way"
     assert (found.num_blocks, found.is_minimal) == (4, True)
-    assert task.search(budget_s=200.0).islands == outcome.islands, "resumed, nothing is lost"
+    assert (other.num_trials, other.is_minimal) == (1, False), "what one keeps is tried in another"
+    again = task.search("wrong_honest", budget_s=200.0)
+    assert again.islands == outcome.islands, "resumed, nothing is lost"
 
 
 def test_a_latency_limit_that_nothing_keeps_leaves_the_reference(tmp_path):

@@ -79,6 +79,8 @@ def from_bundle(
             f"{folder} must say how it was built, it does not ({exc}); build without --from"
         ) from exc
     only = _candidate(bundle, backend)
+    if only.plan.options and "targets" not in changes:
+        changes = {**changes, "targets": (), "shapes": ""}  # the engines at hand are judged
     backends = tuple(dict.fromkeys(("onnxruntime", only.plan.backend)))
     options = dataclasses.replace(options, **changes, only=only, backends=backends)
     return Again(path, bundle.contract_path, options)

@@ -223,6 +223,8 @@ def _pass(
     source = (SourceItem(i, o.name, o.kind, o.value, o.error) for i, o in enumerate(padded))
     with Run(detector, source, detector.contract.evaluate, options_of(candidate, batch)) as run:
         results = list(run)[: len(items)]
+    if detector.is_on_gpu:
+        _look_again(detector, candidate, batch, padded)
     return Pass(
         _where(detector, batch),
         batch,
@@ -235,6 +237,18 @@ def _pass(
             if n > seen.get(name, 0)
         },
     )
+
+
+def _look_again(
+    detector: WatchedDetector, candidate: Candidate, batch: int, items: Sequence[SourceItem]
+) -> None:
+    """Let the watch see raw outputs: on a GPU those of the pass itself never leave the card."""
+    options = dataclasses.replace(
+        options_of(candidate, batch), is_overlapped=False, streams=1, workers=None
+    )
+    with Run(detector, iter(items), detector.contract.evaluate, options) as run:
+        for _ in run:
+            pass
 
 
 class _Probe:

@@ -16,7 +16,7 @@ import numpy as np
 from saccade.backends.tensorrt import BACKEND
 from saccade.builder.budget import Budget
 from saccade.builder.calibration import Calibration, CalibrationSettings, cached
-from saccade.builder.candidates import Space, available_backends
+from saccade.builder.candidates import Space, available_backends, gpu_backends
 from saccade.builder.differing import differences
 from saccade.builder.engines import (
     Engines,
@@ -200,7 +200,13 @@ def build(
     settings = Settings(
         objective=options.objective,
         latency_ms=options.latency_ms,
-        space=Space(num_cores(), options.batches, options.objective, options.scaled_decode),
+        space=Space(
+            num_cores(),
+            options.batches,
+            options.objective,
+            options.scaled_decode,
+            gpu_backends(usable),
+        ),
         usable=usable,
         round_s=options.round_s,
         patience_s=options.patience_s,

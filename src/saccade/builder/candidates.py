@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ __all__ = [
     "Space",
     "available_backends",
     "families",
+    "gpu_backends",
     "key_of",
     "kind_of",
     "plan_in",
@@ -29,6 +30,23 @@ __all__ = [
 _NOT_DEPLOYABLE = ("null",)
 # Where a back end's plans run, if not on the processor.
 _DEVICES = {"native": "cuda:0", "tensorrt": "cuda:0"}
+_GPU = "cuda:0"
+# Batches in flight on a GPU, and pictures in each: more of both than a processor wants.
+_GPU_STREAMS = (4, 8)
+_GPU_BATCH = 32
+_GPU_BATCH_FACTOR = 8
+_INDUCTOR = (("compile", "inductor"), ("input", "channels_last"))
+# Ways to run a file on a GPU: precision and options of the plan. Where precision is in the graph
+# (onnxruntime, tensorrt), FP16 is a recipe's business.
+_GPU_WAYS: dict[str, tuple[tuple[Precision, tuple[tuple[str, str], ...]], ...]] = {
+    "torch": (
+        ("fp32", ()),
+        ("fp32", _INDUCTOR),
+        ("fp16", _INDUCTOR),
+        ("bf16", _INDUCTOR),
+    ),
+    "onnxruntime": (("fp32", ()),),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +58,15 @@ class Space:
         batches: Pictures per inference to try; the graph's own if it fixes them.
         objective: What plans are made for.
         scaled_decode: Whether scaled decoding may be tried.
+        on_gpu: Back ends that work on cuda:0 besides on the processor. There eight times as many
+            pictures per inference are tried.
     """
 
     num_cores: int
     batches: tuple[int, ...]
     objective: Literal["throughput", "latency"] = "throughput"
     scaled_decode: bool = False
+    on_gpu: tuple[str, ...] = ()
 
 
 def key_of(candidate: Candidate) -> str:
@@ -72,12 +93,27 @@ def available_backends(
         if name in _NOT_DEPLOYABLE and not wanted:
             continue
         if probed.ok:
-            usable[name] = backend.precisions
+            usable[name] = getattr(backend, "cpu_precisions", backend.precisions)
         else:
             notes.append(f"back end {name} was not tried: {probed.reason}")
     if not usable:
         raise InputError(f"at least one back end must work here; {'; '.join(notes)}")
     return usable, tuple(notes)
+
+
+def gpu_backends(usable: Iterable[str]) -> tuple[str, ...]:
+    """Of the back ends that work here, those that also work on this machine's first GPU."""
+    from saccade.profiler.gpus import look_at_gpus
+
+    cards = look_at_gpus().gpus
+    if not cards or cards[0].problem:
+        return ()
+    able: list[str] = []
+    for name in usable:
+        runtime: Any = backends.get(name)
+        if name in _GPU_WAYS and runtime.probe_device().ok:
+            able.append(name)
+    return tuple(able)
 
 
 def reference(model: Model, num_cores: int) -> Candidate:
@@ -120,7 +156,7 @@ def families(
     made = [
         Candidate(
             recipe,
-            Plan(name, precision, batch, streams, threads, _DEVICES.get(name, "cpu")),
+            Plan(name, precision, batch, streams, threads),
             workers,
             scaled_decode=scaled,
         )
@@ -128,16 +164,49 @@ def families(
         for recipe in recipes
         for name, precisions in usable.items()
         for precision in precisions
+        if name not in _DEVICES
     ]
+    made += _on_gpu(model, tuple(recipes), usable, space)
     order = {"fp32": 0, "fp16": 1, "int8": 2}
     return sorted(made, key=lambda c: (c.scaled_decode, order[c.recipe.precision]))
+
+
+def _on_gpu(
+    model: Model,
+    recipes: Iterable[Recipe],
+    usable: Mapping[str, Sequence[Precision]],
+    space: Space,
+) -> list[Candidate]:
+    """Families on the GPU, where everything around the network is on the GPU as well."""
+    ways = {name: _GPU_WAYS[name] for name in space.on_gpu}
+    ways |= {
+        name: tuple((precision, ()) for precision in precisions)
+        for name, precisions in usable.items()
+        if name in _DEVICES
+    }
+    is_single = space.objective == "latency"
+    batch = _fixed_batch(model) or (1 if is_single else _GPU_BATCH)
+    streams = 1 if is_single else _GPU_STREAMS[0]
+    return [
+        Candidate(
+            recipe,
+            Plan(name, precision, batch, streams, 1, _GPU, options),
+            space.num_cores,
+        )
+        for name, several in ways.items()
+        for precision, options in several
+        for recipe in recipes
+        # What is not in the graph's types is for back ends that read Q/DQ pairs.
+        if recipe.precision == "fp32" or (name != "torch" and name != "native")
+    ]
 
 
 def kind_of(candidate: Candidate) -> tuple[object, ...]:
     """What decides the speed of a family: not which numbers a calibrator found."""
     recipe, plan = candidate.recipe, candidate.plan
     precision = (recipe.precision, recipe.everything, recipe.kept)
-    return (*precision, plan.backend, plan.precision, plan.device, candidate.scaled_decode)
+    way = (plan.backend, plan.precision, plan.device, plan.options)
+    return (*precision, *way, candidate.scaled_decode)
 
 
 def variants(base: Candidate, model: Model, space: Space) -> list[Candidate]:
@@ -145,6 +214,14 @@ def variants(base: Candidate, model: Model, space: Space) -> list[Candidate]:
     fixed = _fixed_batch(model)
     batches = (fixed,) if fixed else tuple(sorted(set(space.batches)))
     num_workers = [base.workers]
+    if base.plan.device != "cpu":
+        several = (fixed,) if fixed else sorted({_GPU_BATCH_FACTOR * b for b in batches})
+        on_gpu = [
+            replace(base, plan=replace(base.plan, batch=batch, streams=streams))
+            for batch in ((fixed or 1,) if space.objective == "latency" else several)
+            for streams in ((1,) if space.objective == "latency" else _GPU_STREAMS)
+        ]
+        return [candidate for candidate in dict.fromkeys(on_gpu) if candidate != base]
     if space.objective == "latency":
         batches = (fixed or 1,)
         shares = [(1, threads) for threads in _halves(space.num_cores)]

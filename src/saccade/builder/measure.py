@@ -96,6 +96,8 @@ def measure_latency(
     detector: Detector, candidate: Candidate, items: Sequence[SourceItem], seconds: float
 ) -> Latency:
     """Time single pictures through the engine that also serves batches."""
+    if detector.is_on_gpu:
+        return _latency_on_gpu(detector, candidate, items, seconds)
     contract, plan = detector.contract, candidate.plan
     stages = detector.stages(
         contract.detect, batch=plan.batch, scaled_decode=candidate.scaled_decode
@@ -112,5 +114,24 @@ def measure_latency(
             placement = stages.prepare(lane, stages.decode(lane, item), slot, 0)
             stages.suppress(lane, stages.infer(lane, slot, 1), [placement])
             taken_ms.append(1e3 * (time.perf_counter() - began_s))
+    return _latency(taken_ms)
+
+
+def _latency(taken_ms: list[float]) -> Latency:
     warm = taken_ms[_WARM_LATENCIES:]
     return Latency(statistics.median(warm), float(np.percentile(warm, 99)), len(warm))
+
+
+def _latency_on_gpu(
+    detector: Detector, candidate: Candidate, items: Sequence[SourceItem], seconds: float
+) -> Latency:
+    from saccade.pipeline.device import detect_one
+
+    taken_ms: list[float] = []
+    stop_s = time.perf_counter() + seconds
+    with detector.session(detector.plan(batch=candidate.plan.batch)) as session:
+        for item in _cycle(items, stop_s, 2 * _WARM_LATENCIES):
+            began_s = time.perf_counter()
+            detect_one(session, item, detector.contract.detect)
+            taken_ms.append(1e3 * (time.perf_counter() - began_s))
+    return _latency(taken_ms)

@@ -211,6 +211,12 @@ def _rates(row: Row) -> str:
 
 def _islands(record: BuildRecord, islands: Islands) -> str:
     """What stays in FP32, and what each block of it is worth."""
+    if len(islands.blocks) == islands.num_blocks:
+        return (
+            "<h2>What stays in FP32</h2>\n"
+            f"<p class='soft'>{text(islands.without)} was refused, and in {islands.num_trials} "
+            "trials nothing less than all of it in FP32 was within the limits.</p>\n"
+        )
     key = "AP" if score_key(record) == "AP" else "agreement"
     rows = "".join(
         f'<tr><td class="text label"><bdi>{text(_span(block.nodes))}</bdi></td>'

@@ -21,7 +21,7 @@ from saccade.builder.candidates import families, key_of
 from saccade.builder.choosing import Choosing
 from saccade.builder.gate import Gate, judge, make_gate
 from saccade.builder.judging import Judging
-from saccade.builder.keeping import keep_islands
+from saccade.builder.keeping import explain_islands, keep_islands
 from saccade.builder.narrowing import Narrowing
 from saccade.builder.process import WorkerFailed
 from saccade.builder.records import Candidate
@@ -52,6 +52,7 @@ def find_fastest(trials: Trials) -> Outcome:
     chosen = choosing.choose(ranked)
     choosing.close_rows(chosen)
     judging.dropped(probed)
+    explain_islands(judging)
     state = trials.state
     keys = list(state.rows)
     return Outcome(
