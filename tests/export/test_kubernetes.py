@@ -72,7 +72,7 @@ def test_resources_are_those_of_the_plan(bundle, read, tmp_path):
     seen = made_of.manifest.created["speed"]["peak_memory_bytes"] / (1 << 20)
     assert resources == {
         "cpu": str(made_of.manifest.needs.num_cores),
-        "memory": f"{math.ceil((1.5 * seen + 768) / 64) * 64}Mi",
+        "memory": f"{math.ceil((1.5 * seen + 1088) / 64) * 64}Mi",
         "nvidia.com/gpu": "1",
     }
     pod = read(tmp_path / "a.yaml")[0]["spec"]["template"]

@@ -28,8 +28,9 @@ QUEUE_METRIC = "saccade_queue_seconds"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _HTTP, _GRPC = 8000, 8001
 _MIB = 1 << 20
-# What the front, its arena and the bodies that wait may take besides the engine.
-_FRONT_MIB = 768
+# What the front, its arena and the bodies that wait may take besides the engine: the bounds that
+# `saccade serve` has by default.
+_FRONT_MIB = 64 + 512 + 512
 _STEP_MIB = 64
 _DRAIN_S = 30
 # Features that node-feature-discovery names otherwise than Linux does.
