@@ -11,7 +11,7 @@ from saccade.errors import BuildError
 from saccade.graph.passes.tidy import tidy
 from saccade.native.drafting import drafted
 from saccade.native.memory import placed
-from saccade.native.ops import Boxes, Conv, Copy, Norm, Pointwise, PoolChain
+from saccade.native.ops import Attention, Boxes, Conv, Copy, Norm, Pointwise, PoolChain
 from saccade.native.reference import interpret
 
 RNG = np.random.default_rng(3)
@@ -410,6 +410,12 @@ def test_a_box_tail_that_means_something_else_stays():
     stored["arange"] = stored["arange"] * 1.5
     draft = agree(net(nodes, inputs, stored), inputs, atol=1e-3)
     assert not [step for step in draft.steps if isinstance(step, Boxes)]
+
+
+def test_scores_softmax_and_values_are_one_step():
+    nodes, stored = CASES["products"]
+    draft = agree(net(nodes, {"x": X}, stored), {"x": X})
+    assert [type(step) for step in draft.steps] == [Attention]
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from saccade.native.lowering.program import lower
 from saccade.native.ops import Step
 from saccade.native.passes.boxes import fuse_boxes
+from saccade.native.passes.fuse_attention import fuse_attention
 from saccade.native.passes.fuse_convolutions import fuse_convolutions
 from saccade.native.passes.fuse_norms import fuse_norms
 from saccade.native.passes.fuse_pointwise import fuse_pointwise
@@ -55,6 +56,7 @@ def drafted(
     forward_copies(draft)
     merge_siblings(draft)
     chain_pools(draft)
+    fuse_attention(draft, can_run)
     fuse_boxes(draft, can_run)
     half = TYPES[precision]
     if half != "float32":
