@@ -14,6 +14,7 @@ from saccade.native.ops import (
     Attention,
     Conv,
     Copy,
+    Gather,
     GridSample,
     MatMul,
     Norm,
@@ -45,9 +46,11 @@ def set_precision(draft: Draft, half: DType) -> None:
         before = len(is_half)
         for step in draft.steps:
             # Copies keep the type of what they copy, so that copies can be dropped; rows that are
-            # normalised between halves are halves.
-            if isinstance(step, Copy | Norm) and step.x.buffer in is_half:
+            # normalised between halves are halves; what is picked is of its source's type.
+            if isinstance(step, Copy | Norm | Gather) and step.x.buffer in is_half:
                 is_half.add(step.y.buffer)
+            if isinstance(step, Gather) and step.y.buffer in is_half:
+                is_half |= {step.x.buffer} & draft.constants.keys()
         changed = len(is_half) > before
     for number, made in enumerate(draft.buffers):
         if number in is_half and made.kind in ("arena", "constant") and made.dtype == "float32":
