@@ -29,7 +29,7 @@ from saccade.graph.passes.fold_focus import fold_focus
 from saccade.graph.passes.free_batch import free_batch
 from saccade.graph.passes.loading import load_tidy
 from saccade.graph.reading import read_model
-from saccade.native.build import build
+from saccade.native.build import build, loaded, stored
 from saccade.native.drafting import drafted
 from saccade.native.floors import floor_us
 from saccade.native.memory import placed
@@ -189,17 +189,23 @@ def table_of(engine: Any) -> list[dict[str, Any]]:
     ]
 
 
-def peers(model_path: Path, batch: int, size_hw: tuple[int, int]) -> dict[str, Any]:
+PEERS = {
+    "none": "torch eager graph",
+    "inductor": "torch.compile",
+    "max-autotune": "torch.compile max-autotune",
+}
+
+
+def peers(
+    model_path: Path, batch: int, size_hw: tuple[int, int], ways: list[str]
+) -> dict[str, Any]:
     """Engines of the back end `torch`."""
     from saccade import backends
 
     model = read_model(model_path)
     made = {}
-    for name, compiler in (
-        ("torch eager graph", "none"),
-        ("torch.compile", "inductor"),
-        ("torch.compile max-autotune", "max-autotune"),
-    ):
+    for compiler in ways:
+        name = PEERS[compiler]
         plan = Plan("torch", "fp16", batch, device="cuda:0", options=(("compile", compiler),))
         start = time.perf_counter()
         try:
@@ -230,6 +236,10 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
     again_s = time.perf_counter() - start
     same = [c.way for c in made.choices] == [c.way for c in again.choices]
     again.engine.close()
+    raw = stored(made)
+    start = time.perf_counter()
+    from_bytes, _ = loaded(raw, wanted, KERNELS)
+    load_s = time.perf_counter() - start
     device = Device(0)
     stream = device.stream()
     few = min(batch, 2)
@@ -256,13 +266,18 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
         "build_s": built_s,
         "again_s": again_s,
         "same_choices": same,
+        "load_s": load_s,
+        "num_bytes": len(raw),
+        "errors_loaded": {},
         "arena_bytes": made.plan.arena_bytes,
         "arrangements": [
             (o.num_streams, o.is_chained, round(us, 1)) for o, us in made.arrangements
         ],
         "errors": {"native": check(made.engine)},
     }
-    print({k: v for k, v in row.items()}, flush=True)
+    row["errors_loaded"] = check(from_bytes)
+    from_bytes.close()
+    print(row, flush=True)
     if args.explain or not max(row["errors"]["native"].values()) < 1e-2:
         draft = drafted(proto, few_shapes, args.precision, made.can_run)
         explain(made, placed(draft, share=False), small)
@@ -275,7 +290,7 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
 
             source = Path(f"/tmp/{path.stem}-b{batch}.onnx")
             onnx.save(proto, source)
-        for name, engine in peers(source, batch, (hw[0], hw[1])).items():
+        for name, engine in peers(source, batch, (hw[0], hw[1]), args.peers).items():
             row["errors"][name] = check(engine)
             contenders[name] = engine
     row["times"] = timed(contenders, device)
@@ -295,6 +310,32 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
     return row
 
 
+def machine_of() -> dict[str, Any]:
+    """What the numbers belong to."""
+    import platform
+    from importlib import metadata
+
+    from saccade.cuda.compile import nvrtc_version
+
+    with Device(0) as device:
+        name = device.name
+    version = driver.call("asking for the version", driver.bindings().cuDriverGetVersion)
+    found = {}
+    for package in ("torch", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "gpu": name,
+        "cuda_driver": int(version),
+        "nvrtc": ".".join(map(str, nvrtc_version())),
+        "python": platform.python_version(),
+        "packages": found,
+        "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -302,7 +343,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 1])
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument(
+        "--peers", nargs="*", default=[], help="of torch: none inductor max-autotune"
+    )
     parser.add_argument("--libraries", action="store_true", help="let cuDNN's plans compete")
     parser.add_argument("--explain", action="store_true", help="check every step")
     parser.add_argument("--top", type=int, default=12)
@@ -318,7 +361,7 @@ def main() -> None:
             except Exception as exc:
                 print(f"{path.stem} b{batch} FAILED: {str(exc)[:1000]}", flush=True)
                 rows.append({"model": path.stem, "batch": batch, "failed": str(exc)[:1000]})
-            args.json.write_text(json.dumps(rows, indent=1))
+            args.json.write_text(json.dumps({**machine_of(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
