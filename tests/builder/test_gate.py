@@ -144,6 +144,25 @@ def gate_of(judged, **keys):
     )
 
 
+def test_classes_that_nobody_counted_are_judged_all_the_same(judged):
+    """Detectors that end in boxes do not tell how many classes they have."""
+    contract = dataclasses.replace(
+        judged.contract, labels=(), head=dataclasses.replace(judged.contract.head, num_classes=0)
+    )
+    (one,) = judged.reference.passes
+    weak = Detections(
+        np.float32([[0, 0, 9, 9]]), np.float32([contract.detect.score / 2]), np.int32([79])
+    )
+    low = dataclasses.replace(one, detections=(*one.detections[:-1], weak))
+    gate = make_gate(
+        dataclasses.replace(judged.reference, passes=(low,)), contract, GateLimits(), num_draws=20
+    )
+    new = dataclasses.replace(weak, classes=np.int32([205]))
+    other = dataclasses.replace(one, detections=(*one.detections[:-1], new))
+    verdict = judge(gate, dataclasses.replace(judged.reference, passes=(other,)))
+    assert verdict.metrics["agreement"] == pytest.approx(1.0)
+
+
 def test_a_changed_contract_is_refused(judged):
     gate, answers = gate_of(judged), judged.reference
     for fields, text in (

@@ -32,8 +32,9 @@ def from_reference(answers: Sequence[Detections | None], contract: Contract) -> 
             f"judged; in {len(truth)} pictures it finds nothing above score "
             f"{contract.detect.score:g}: give other pictures with --images"
         )
-    seen = np.concatenate([one.classes for one in truth]).max()
-    num_classes = max(contract.head.num_classes, len(contract.labels), int(seen) + 1)
+    # Boxes below the threshold have classes as well, and candidates may score them higher.
+    seen = max(int(one.classes.max(initial=0)) for one in answers if one is not None)
+    num_classes = max(contract.head.num_classes, len(contract.labels), seen + 1)
     labels = contract.labels or tuple(map(str, range(num_classes)))
     return Evidence("agreement", truth, np.arange(num_classes), dict(enumerate(labels)))
 

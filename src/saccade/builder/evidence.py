@@ -85,7 +85,10 @@ def score(evidence: Evidence, answers: Sequence[Detections | None]) -> Scored:
 def _found(evidence: Evidence, answer: Detections | None) -> Found:
     if answer is None:
         return Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-    numbers = evidence.numbers[answer.classes[:PER_PICTURE]]
+    classes = answer.classes[:PER_PICTURE]
+    # Where nobody says how many classes there are, an answer may have one that was never seen.
+    is_counted = classes < len(evidence.numbers)
+    numbers = np.where(is_counted, evidence.numbers[np.where(is_counted, classes, 0)], -1)
     known = numbers >= 0
     boxes_xywh = answer.boxes_xyxy[:PER_PICTURE][known].astype(np.float64)
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
