@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -37,6 +38,7 @@ _FATAL = {
 }
 
 
+@functools.cache
 def bindings() -> Any:
     """The module cuda.bindings.driver.
 
