@@ -7,7 +7,8 @@ The marks are `<!-- bench:cpu -->` ... `<!-- /bench:cpu -->` (one line per case,
 `<!-- bench:cpu-details -->` ... (per case: spread, ratio, CPU time, memory, check) in README.md,
 docs/**/*.md and bench/README.md. `bench:prepare-convert`, `-strips`, `-parts`, `-steps`,
 `-suppress` and `-machine` come from what `python -m bench.cpu_prepare` wrote; `bench:torch-*` are
-in `tables_torch.py`, `bench:builds-*` and `bench:tensorrt*` in `tables_builds.py`.
+in `tables_torch.py`, `bench:native-*` in `tables_native.py`, `bench:builds-*` and
+`bench:tensorrt*` in `tables_builds.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.cases import CASES, ROOT
 from bench.markdown import NO_RESULT, markdown
 from bench.tables_builds import builds_tables
 from bench.tables_cuda import cuda_tables
+from bench.tables_native import native_tables
 from bench.tables_torch import torch_tables
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"usage: python -m bench.tables [--check]; got {' '.join(arguments)}")
     reports = load()
     tables = {"cpu": overview(reports), "cpu-details": details(reports)}
-    tables |= prepare_tables() | torch_tables() | cuda_tables() | builds_tables()
+    tables |= prepare_tables() | torch_tables() | cuda_tables() | builds_tables() | native_tables()
     stale = []
     for path in documents():
         text = path.read_text()
