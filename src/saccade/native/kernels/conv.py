@@ -422,7 +422,7 @@ def _ranked(geometry: Geometry, target: Target, *, is_joint: bool) -> tuple[Tili
     # The model is rough: of tilings that differ little, only the best is worth a measurement.
     chosen: dict[tuple[object, ...], Tiling] = {}
     for tiling in ranked:
-        kind = (tiling.th * tiling.tw // 32, tiling.bn, tiling.is_resident, tiling.wk)
+        kind = (tiling.th * tiling.tw // 32, tiling.bn, tiling.is_resident, tiling.wk, tiling.cc)
         chosen.setdefault(kind, tiling)
     return tuple(chosen.values())
 
@@ -443,9 +443,8 @@ def candidates(geometry: Geometry) -> Iterator[Tiling]:
             if bn % (16 * wn) or base.mi * base.ni < 2:
                 continue
             chunks = geometry.chunks(cc)[1]
-            yield Tiling(th, tw, bn, wm, wn, cc, wk, min(2, chunks))
-            if chunks > 2:
-                yield Tiling(th, tw, bn, wm, wn, cc, wk, 3)
+            for stages in sorted({min(stages, chunks) for stages in (2, 3, 4)}):
+                yield Tiling(th, tw, bn, wm, wn, cc, wk, stages)
             if wk == 1:
                 for waves in (1, 2, 3, 4, 6, 8):
                     yield Tiling(th, tw, bn, wm, wn, cc, wk, 2, is_resident=True, waves=waves)
@@ -460,14 +459,17 @@ def joint_candidates(geometry: Geometry) -> Iterator[Tiling]:
         if geometry.second and geometry.first % cc and cc > 32:
             continue
         for wm, wn in ((4, 1), (8, 1), (4, 2)):
-            if th * tw <= (wm - 4) * 16 or th * tw * 10 < -(-th * tw // (wm * 16)) * wm * 16 * 7:
+            rows = -(-th * tw // (wm * 16)) * wm * 16
+            if th * tw * 10 < rows * 7:
                 continue
             base = Tiling(th, tw, bn, wm, wn, cc, is_joint=True)
             chunks = geometry.chunks(cc)[1]
-            for stages in {min(2, chunks), min(3, chunks + 1)}:
+            for stages in sorted({min(stages, chunks) for stages in (1, 2, 3, 4)}):
                 yield replace(base, stages=stages)
             for waves in (1, 2, 3, 4):
                 yield replace(base, stages=2, is_resident=True, waves=waves)
+                if waves < 3:
+                    yield replace(base, stages=3, is_resident=True, waves=waves)
 
 
 def _tiles(geometry: Geometry) -> Iterator[tuple[int, int]]:
@@ -487,42 +489,45 @@ def _tiles(geometry: Geometry) -> Iterator[tuple[int, int]]:
 
 
 def estimate(geometry: Geometry, tiling: Tiling, target: Target) -> float:
-    """Cycles that a tiling may take: a rough model, good enough to leave most out.
+    """Cycles that a tiling may take: good to 8 per cent on average where it was fitted.
 
-    Matrix units 1.6 cycles per 16x8x16 product, shared memory 128 bytes per cycle, the rest of
-    memory about 20 bytes per cycle and multiprocessor.
+    A sum of what one multiprocessor has to do (products, reads of shared memory, instructions,
+    loads) and of what its blocks wait for (steps and chunks, one after another), with weights
+    fitted to 990 measured kernels on one H200 (docs/performance/native-kernels.md).
     """
     taps = math.prod(geometry.kernel)
     chunks = geometry.chunks(tiling.cc)[1]
     depth = taps * chunks * tiling.cc // 16
-    pixels = tiling.wm * tiling.mi * 16
-    products = depth * (pixels // 16) * (tiling.bn // 8) * 1.6
-    reads = depth * tiling.wm * tiling.wn * (tiling.mi + tiling.ni / 2) * 4
-    if tiling.is_joint:
-        products *= 0.7
-        reads = depth * tiling.wn * (pixels / 4 + pixels / 64 * tiling.ni * 2)
+    pixels, ni = tiling.wm * tiling.mi * 16, tiling.ni
+    warps = tiling.wm * tiling.wn
+    blocks = -(-geometry.channels // tiling.bn)
+    tiles = geometry.n * math.prod(geometry.tiles(tiling))
+    per_sm = -(-tiles * blocks // target.num_multiprocessors)
+    # Blocks that run at once, and how often that many follow each other.
+    at_once = max(1, min(
+        228 * 1024 // (geometry.shared_bytes(tiling) + 1024), 2048 // tiling.threads,
+        min_blocks(tiling), per_sm, tiling.waves or per_sm,
+    ))  # fmt: skip
+    rounds = -(-per_sm // at_once)
+    products = depth * (pixels / 16) * (tiling.bn / 8) * 1.6
+    reads = depth * warps * (tiling.mi + ni / 2) * 4
     pieces = geometry.input_pixels(tiling) * chunks * tiling.cc / 8
     weights = taps * chunks * tiling.cc * tiling.bn * 2
-    tiles_x, tiles_y = geometry.tiles(tiling)
-    blocks = -(-geometry.channels // tiling.bn)
-    tiles = geometry.n * tiles_x * tiles_y
-    shared = geometry.shared_bytes(tiling)
-    at_once = max(1, min(228 * 1024 // (shared + 1024), 2048 // tiling.threads,
-                         min_blocks(tiling)))  # fmt: skip
-    if tiling.waves:
-        at_once = min(at_once, tiling.waves)
-    moved = (pieces * 16 + pixels * tiling.bn * 2) / 20 + pieces / 8
-    fetched = weights / 40
-    finish = pixels * tiling.bn * (1.25 / 16 + 10 / 128)
-    warps = at_once * tiling.threads / 32
-    products /= min(1.0, warps / 12)
-    moved /= min(1.0, warps / 16)
-    busy = max(products, reads, moved + (0 if tiling.is_resident else fetched)) + finish / 2
-    # What one block waits for when nothing else runs beside it.
-    steps = depth / tiling.wk * (30 + tiling.mi * tiling.ni * 4 * tiling.wm * tiling.wn / 4)
-    latency = 1200 + steps + (600 if tiling.stages == 1 else 300) * chunks
-    total = tiles * blocks
-    per_sm = -(-total // target.num_multiprocessors)
-    rounds = -(-per_sm // at_once)
-    extra = fetched * 2 if tiling.is_resident else 0
-    return max(per_sm * busy, rounds * latency) + extra + 0.3 * busy
+    finish = pixels * tiling.bn
+    moved = geometry.n * (
+        geometry.h * geometry.w * (geometry.first + geometry.second)
+        + geometry.oh * geometry.ow * geometry.channels
+    )
+    memory = moved * 2 / target.num_multiprocessors / 22
+    ahead = {1: 1.0, 2: 1.0, 3: 0.6}.get(tiling.stages, 0.45)
+    steps = depth / tiling.wk
+    fetched = weights * (1.0 if tiling.is_resident else per_sm)
+    if tiling.is_joint:
+        reads = depth * tiling.wn * pixels / 4 + depth * pixels / 64 * tiling.bn / 4
+        work = products * 0.37 + reads * 0.2 + pieces * 0.52 + finish * 0.21
+        waits = steps * (37 + 3.8 * tiling.mi * ni) + chunks * ahead * 612
+        return 2379 + per_sm * work + rounds * waits + fetched * 0.015 + memory * 0.07
+    issued = depth * warps * (tiling.mi * ni + tiling.mi + ni / 2) + pieces * 0.3 + finish * 0.31
+    work = products * 0.107 + reads * 0.48 + issued * 0.314 + pieces * 0.43 + finish * 0.035
+    waits = steps * 4.25 * tiling.mi * ni + chunks * ahead * 449
+    return 2581 + per_sm * work + rounds * waits + fetched * 0.016 + memory * 0.17
