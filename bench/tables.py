@@ -24,6 +24,7 @@ from bench.markdown import NO_RESULT, markdown
 from bench.tables_builds import builds_tables
 from bench.tables_cuda import cuda_tables
 from bench.tables_native import native_tables
+from bench.tables_serve import serve_tables
 from bench.tables_torch import torch_tables
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     reports = load()
     tables = {"cpu": overview(reports), "cpu-details": details(reports)}
     tables |= prepare_tables() | torch_tables() | cuda_tables() | builds_tables() | native_tables()
+    tables |= serve_tables()
     stale = []
     for path in documents():
         text = path.read_text()
