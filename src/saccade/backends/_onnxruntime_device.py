@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,10 +116,8 @@ class OrtDeviceEngine:
         self.outputs: Mapping[str, DeviceBuffer] = {s.name: buffers[s.name] for s in model.outputs}
         self._stream = device.stream()
         self._before, self._after = device.event(), device.event()
-        self.weight_bytes = sum(
-            (model.path.parent / name).stat().st_size
-            for name in (Path(model.path.name), *model.external_files)
-        )
+        files = [model.path, *(model.path.parent / name for name in model.external_files)]
+        self.weight_bytes = sum(file.stat().st_size for file in files)
         free_bytes = device.memory()[0]
         self._session = _open_session(
             model, device.index, shapes, self._stream, options, self._translated

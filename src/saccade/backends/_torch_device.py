@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
+from saccade.backends._torch_exported import Exported, module_of
 from saccade.backends._torch_ops.program import Source, lower
 from saccade.backends.torch import translated
 from saccade.errors import BackendUnavailable, EngineError
 from saccade.types import DeviceBuffer, Fallback, Plan, TensorSpec
 
-__all__ = ["TorchDeviceEngine", "prepare_program"]
+__all__ = ["TorchDeviceEngine", "module_for", "prepare_program"]
 
 WARM_UPS = 3
 # The engine captures its own graph, so inductor must not.
@@ -44,7 +45,7 @@ class TorchDeviceEngine:
     """See saccade.types.DeviceEngine. One caller at a time, in the order of one stream.
 
     Args:
-        source: A checked graph.
+        source: A checked graph, or an exported program.
         plan: The plan.
         options: Of the back end, complete.
         shapes: Input name to shape.
@@ -52,7 +53,7 @@ class TorchDeviceEngine:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Exported,
         plan: Plan,
         options: Mapping[str, str],
         shapes: Mapping[str, tuple[int, ...]],
@@ -71,7 +72,8 @@ class TorchDeviceEngine:
                 for spec in source.model.inputs
             }
             module, self._program = prepare_program(source, plan, options, shapes)
-            self.weight_bytes = sum(b.numel() * b.element_size() for b in module.buffers())
+            stored = (*module.buffers(), *module.parameters())
+            self.weight_bytes = sum(b.numel() * b.element_size() for b in stored)
             self._given: dict[str, torch.Tensor] = {}
             self._warm_up([spec.name for spec in source.model.outputs])
             self._graph = self._captured()
@@ -152,7 +154,10 @@ class TorchDeviceEngine:
 
 
 def prepare_program(
-    source: Source, plan: Plan, options: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+    source: Source | Exported,
+    plan: Plan,
+    options: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[torch.nn.Module, Callable[..., Any]]:
     """The module on the plan's device, and what to call: it, or what inductor made of it."""
     device = _device(plan)
@@ -161,13 +166,26 @@ def prepare_program(
     torch.backends.cudnn.allow_tf32 = options["tf32"] == "1"
     torch.backends.cudnn.benchmark = True
     half = HALVES[plan.precision]
-    module = lower(source, shapes, half=half, is_channels_last=True).to(device)
+    module = module_for(source, shapes, device, half)
     if options["compile"] == "none":
         return module, module
     compiled: Callable[..., Any] = torch.compile(
         module, options=dict(INDUCTOR[options["compile"]]), fullgraph=True, dynamic=False
     )
     return module, compiled
+
+
+def module_for(
+    source: Source | Exported,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device | str,
+    half: torch.dtype | None = None,
+) -> torch.nn.Module:
+    """The module of a graph or of an exported program, on a device."""
+    if isinstance(source, Exported):
+        return module_of(source, torch.device(device), half)
+    is_on_gpu = torch.device(device).type != "cpu"
+    return lower(source, shapes, half=half, is_channels_last=is_on_gpu).to(device)
 
 
 def _release_unused() -> None:

@@ -1,4 +1,5 @@
-"""PyTorch: from the ONNX graph by a converter of our own, on the CPU and on CUDA devices.
+"""PyTorch, on the CPU and on CUDA devices: from the ONNX graph by a converter of our own, or from a
+program that torch.export wrote (.pt2).
 
 The converter (`_torch_ops`) says which operator it lacks before anything is built. On the CPU it
 computes in FP32; on a CUDA device in FP32, FP16 or BF16, with boxes decoded in FP32 whatever the
@@ -20,9 +21,20 @@ import numpy as np
 
 from saccade.backends._shapes import check_batch, default_batch, has_fixed_batch, static_shape
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
-from saccade.types import Availability, DeviceEngine, Engine, Fallback, Model, Plan, Precision, Slot
+from saccade.types import (
+    Availability,
+    DeviceEngine,
+    Engine,
+    Fallback,
+    Model,
+    Plan,
+    Precision,
+    Signature,
+    Slot,
+)
 
 if TYPE_CHECKING:
+    from saccade.backends._torch_exported import Exported
     from saccade.backends._torch_ops.program import Source
 
 _INSTALL = "pip install 'saccade[torch]'"
@@ -40,10 +52,15 @@ _DEVICE_OPTIONS = {
 
 
 class TorchBackend:
-    """PyTorch on the CPU (`load`) and fed with device pointers (`load_device`)."""
+    """PyTorch on the CPU (`load`) and fed with device pointers (`load_device`).
+
+    Attributes:
+        cpu_precisions: Those of `precisions` that the CPU has.
+    """
 
     name = "torch"
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    cpu_precisions: tuple[Precision, ...] = ("fp32",)
 
     def probe(self) -> Availability:
         # Found, not imported: importing torch takes seconds and hundreds of megabytes.
@@ -63,6 +80,21 @@ class TorchBackend:
         except SaccadeError as exc:
             return Availability(False, str(exc))
         return probed
+
+    def read_program(
+        self, path: Path, size_hw: tuple[int, int] | None = None
+    ) -> tuple[Model, Signature]:
+        """Read an exported program (.pt2) and look at it as a head does.
+
+        Raises:
+            BackendUnavailable: torch is missing.
+            ModelError: The file cannot be used.
+        """
+        _require(self.probe())
+        from saccade.backends._torch_exported import read_exported, signature_of_exported
+
+        exported = read_exported(path)
+        return exported.model, signature_of_exported(exported, size_hw)
 
     def load(self, model: Model, plan: Plan) -> Engine:
         _require(self.probe())
@@ -147,15 +179,16 @@ def _require(probed: Availability) -> None:
         raise BackendUnavailable(f"back end 'torch' cannot be used: {probed.reason}")
 
 
-def _read(model: Model) -> Source:
+def _read(model: Model) -> Source | Exported:
     try:
+        from saccade.backends._torch_exported import is_exported, read_exported
         from saccade.backends._torch_ops.program import read_source
     except (ImportError, OSError) as exc:
         raise BackendUnavailable(
             f"back end 'torch' needs a package torch that can be imported, this one fails ({exc}); "
             f"reinstall it: {_INSTALL}"
         ) from exc
-    return read_source(model)
+    return read_exported(model.path) if is_exported(model.path) else read_source(model)
 
 
 @contextlib.contextmanager
@@ -182,11 +215,11 @@ def _first_line(exc: Exception) -> str:
 class TorchEngine:
     """A checked graph on the CPU; each size of picture gets its program when first asked for."""
 
-    def __init__(self, model: Model, plan: Plan, source: Source) -> None:
+    def __init__(self, model: Model, plan: Plan, source: Source | Exported) -> None:
         self.plan = plan
         self.fallbacks: tuple[Fallback, ...] = ()
         self._model = model
-        self._source: Source | None = source
+        self._source: Source | Exported | None = source
         self._programs: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
         if all(isinstance(size, int) for spec in model.inputs for size in spec.shape[1:]):
@@ -202,15 +235,15 @@ class TorchEngine:
         self._source = None
         self._programs = {}
 
-    def _program(self, source: Source, size_hw: tuple[int, int]) -> Any:
-        from saccade.backends._torch_ops.program import lower
+    def _program(self, source: Source | Exported, size_hw: tuple[int, int]) -> Any:
+        from saccade.backends._torch_device import module_for
 
         with self._lock:
             shapes = input_shapes(self._model, self.plan, size_hw)
             key = (0, 0) if (0, 0) in self._programs else size_hw
             if key not in self._programs:
                 with translated("load", BuildError):
-                    self._programs[key] = lower(source, shapes)
+                    self._programs[key] = module_for(source, shapes, "cpu")
             return self._programs[key]
 
 

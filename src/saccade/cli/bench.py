@@ -48,7 +48,7 @@ def bench(
         report = benchmark(
             detector,
             items,
-            options=job.options(),
+            options=job.options(how),
             how=BenchOptions(seconds=seconds, rounds=rounds),
         )
     if json:
@@ -74,7 +74,7 @@ def rendered(num: int = 16) -> list[Any]:
 
 def print_report(report: Any) -> None:
     """Print a BenchReport as tables."""
-    from saccade.cli._show import human_bytes, print_table
+    from saccade.cli._show import human_bytes, print_device, print_table
 
     total = sum(cost.cpu_s for cost in report.stages.values())
     rows: list[tuple[object, ...]] = [
@@ -85,15 +85,19 @@ def print_report(report: Any) -> None:
     print_table("", ("stage, serial, per picture", "wall ms", "CPU ms", "share"), rows)
     print()
     cores = report.machine.num_cores
+    at_once = 1 if report.devices else report.plan.streams
     rows = [
         ("serial", *_rates(report.serial_per_s)),
         ("overlapped", *_rates(report.overlapped_per_s)),
-        (f"bare engine, {report.plan.streams} at a time", *_rates(report.engine_per_s)),
-        (f"bound: {cores} cores / CPU seconds per picture", f"{report.bound_per_s:.1f}", ""),
+        (f"bare engine, {at_once} at a time", *_rates(report.engine_per_s)),
     ]
+    if not report.devices:
+        told = f"bound: {cores} cores / CPU seconds per picture"
+        rows.append((told, f"{report.bound_per_s:.1f}", ""))
     print_table("", ("pictures/s", "median", "rounds"), rows)
+    of_bound = "" if report.devices else f"{report.of_bound:.1%} of the bound and "
     print(
-        f"\noverlapped reaches {report.of_bound:.1%} of the bound and {report.of_engine:.1%} of "
+        f"\noverlapped reaches {of_bound}{report.of_engine:.1%} of "
         f"the bare engine; {report.overlapped_cpu_s * 1e3:.2f} CPU ms per picture, "
         f"peak memory {human_bytes(report.peak_memory_bytes)}"
     )
@@ -103,6 +107,8 @@ def print_report(report: Any) -> None:
         f"{plan.streams} streams, {plan.threads} threads each; {report.machine.cpu}; "
         f"answers of {report.num_checked} pictures checked"
     )
+    for one in report.devices:
+        print_device(one)
     for fallback in report.fallbacks:
         print(f"fallback: {fallback.what} is {fallback.got}, not {fallback.wanted}")
 

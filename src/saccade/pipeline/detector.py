@@ -58,8 +58,8 @@ def load(  # noqa: PLR0913  (a front door)
     """Load a detector.
 
     Args:
-        model: An ONNX file, or a bundle: a folder that `saccade build` wrote. A bundle says all
-            the rest by itself.
+        model: An ONNX file, a program that torch.export wrote (.pt2), or a bundle: a folder that
+            `saccade build` wrote. A bundle says all the rest by itself.
         preset: Name of a preset that says how pictures go in and outputs are read.
         contract: Path of a TOML file that says so.
         backend: The runtime, see `saccade doctor`; default "onnxruntime", on a GPU "torch".
@@ -96,9 +96,15 @@ def load(  # noqa: PLR0913  (a front door)
         return _load_bundle(Path(model), names, _bytes(gpu_memory))
     where = device_name(device or "cpu")
     check_device(where)
+    is_program = Path(model).suffix == ".pt2"
+    if is_program and backend not in (None, "torch"):
+        raise InputError(
+            f"back end {backend!r} must be torch for an exported program (.pt2); leave --backend "
+            "out, or export the model to ONNX"
+        )
     resolved, made = _resolve(model, preset, contract, size_hw, tuple(labels))
     plan = Plan(
-        backend or ("onnxruntime" if where == "cpu" else "torch"),
+        backend or ("onnxruntime" if where == "cpu" and not is_program else "torch"),
         precision or "fp32",
         device=where,
         options=tuple(sorted((engine_options or {}).items())),
@@ -117,6 +123,11 @@ def _resolve(
     size_hw: tuple[int, int] | None,
     labels: tuple[str, ...],
 ) -> tuple[Model, Contract]:
+    if Path(path).suffix == ".pt2":
+        runtime: Any = backends.get("torch")
+        program, signature = runtime.read_program(Path(path), size_hw)
+        made = contracts.resolve(signature, preset=preset, contract=contract, labels=labels)
+        return program, made
     read = read_model(path)
     signature = signature_of(read, size_hw)
     made = contracts.resolve(signature, preset=preset, contract=contract, labels=labels)

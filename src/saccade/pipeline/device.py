@@ -146,7 +146,7 @@ class DeviceSession:
         self._path = DevicePath(
             self.device,
             self.engine,
-            self.contract,
+            _as_laid(self.contract, self.engine),
             thresholds=thresholds,
             options=options,
             priors=_priors(self.contract),
@@ -286,6 +286,16 @@ def device_model(model: Model, plan: Plan) -> Iterator[DeviceModel]:
         write_proto(to_fp16(load_tidy(model)), path)
         made = dataclasses.replace(read_model(path), outputs=model.outputs)
         yield DeviceModel(made, dataclasses.replace(plan, precision="fp32"))
+
+
+def _as_laid(contract: Contract, engine: DeviceEngine) -> Contract:
+    """The contract with the layout of the engine's buffer, which may keep channels last."""
+    rule = contract.input
+    height_width = (*rule.size_hw, rule.num_channels)
+    buffer = engine.inputs.get(rule.name)
+    if buffer is None or rule.layout == "nhwc" or tuple(buffer.shape[1:]) != height_width:
+        return contract
+    return dataclasses.replace(contract, input=dataclasses.replace(rule, layout="nhwc"))
 
 
 def _priors(contract: Contract) -> np.ndarray | None:

@@ -7,7 +7,9 @@ is the one thing on a GPU job that the GPU does not do, and the job's report say
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,7 @@ __all__ = ["DeviceFeed", "Fed"]
 
 # One task of a thread: enough to hide what handing it over costs.
 _CHUNK = 8
+_LOOK_EVERY_S = 0.1
 
 
 class Fed(NamedTuple):
@@ -77,32 +80,51 @@ class DeviceFeed(Iterator[Fed]):
         self._own = threading.local()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="saccade-read")
-        self._ahead = 2 * workers + 2
-        self._tasks: deque[Future[list[Fed]]] = deque()
+        # Tasks under way or ready, oldest first; at the end None, or why the source failed.
+        self._tasks: queue.Queue[Future[list[Fed]] | BaseException | None]
+        self._tasks = queue.Queue(2 * workers + 2)
         self._ready: deque[Fed] = deque()
-        self._failure: BaseException | None = None
-        self._is_over = False
+        self._end: BaseException | None = None
+        self._is_over = self._is_closed = False
+        # Not joined: it may be inside a source that gives nothing for a long time.
+        self._puller = threading.Thread(target=self._pull, name="saccade-pull", daemon=True)
+        self._puller.start()
 
     def __next__(self) -> Fed:
         while not self._ready:
-            self._start()
-            if not self._tasks:
-                if self._failure is not None:
-                    raise self._failure
-                raise StopIteration
-            self._ready.extend(self._tasks.popleft().result())
+            task = None if self._is_over else self._tasks.get()
+            if isinstance(task, Future):
+                self._ready.extend(task.result())
+                continue
+            self._is_over, self._end = True, task or self._end
+            if self._end is not None:
+                raise self._end
+            raise StopIteration
         return self._ready.popleft()
 
-    def _start(self) -> None:
-        while len(self._tasks) < self._ahead and not self._is_over:
-            chunk: list[SourceItem] = []
+    def _pull(self) -> None:
+        """Hand the source's pictures to the readers, a few at a time."""
+        end: BaseException | None = None
+        num = 1
+        while num and end is None and not self._is_closed:
+            some: list[SourceItem] = []
             try:
-                chunk.extend(islice(self._source, _CHUNK))
+                some.extend(islice(self._source, _CHUNK))
             except BaseException as exc:  # raised after the pictures before it
-                self._failure, self._is_over = exc, True
-            self._is_over = self._is_over or len(chunk) < _CHUNK
-            if chunk:
-                self._tasks.append(self._pool.submit(self._load, chunk))
+                end = exc
+            num = len(some)
+            with contextlib.suppress(RuntimeError):  # closed in between
+                if some:
+                    self._put(self._pool.submit(self._load, some))
+        self._put(end)
+
+    def _put(self, task: Future[list[Fed]] | BaseException | None) -> None:
+        while not self._is_closed:
+            try:
+                self._tasks.put(task, timeout=_LOOK_EVERY_S)
+            except queue.Full:
+                continue
+            return
 
     def _load(self, chunk: list[SourceItem]) -> list[Fed]:
         return [self._fed(item) for item in chunk]
@@ -163,7 +185,12 @@ class DeviceFeed(Iterator[Fed]):
 
     def close(self) -> None:
         """Stop the threads; pictures that were not fetched are dropped."""
-        self._is_over = True
+        self._is_closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._tasks.get_nowait()
+        with contextlib.suppress(queue.Full):  # then there is something to wake up whoever waits
+            self._tasks.put_nowait(None)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> DeviceFeed:

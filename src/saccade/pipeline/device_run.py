@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saccade.cuda.path import PathOptions, PathStats, Picture
 from saccade.cuda.runtime import ALIGNMENT
@@ -185,10 +186,13 @@ class DeviceRun(Iterator[Result]):
 
         while not is_over:
             path = self._path
-            for result in path.run(pictures()):
-                if self._warm is None and path.stats.num_batches > self._before.num_batches:
-                    self._warm = path.num_allocations
-                yield named(result, waiting.popleft())
+            # Closed here and not some time later: the path does one job at a time.
+            running: Any = path.run(pictures())
+            with contextlib.closing(running) as results:
+                for result in results:
+                    if self._warm is None and path.stats.num_batches > self._before.num_batches:
+                        self._warm = path.num_allocations
+                    yield named(result, waiting.popleft())
             if held:
                 yield from self._grow(held)
 
@@ -251,8 +255,8 @@ class DeviceRun(Iterator[Result]):
 
     def close(self) -> None:
         """Stop the job. Results that were not fetched are dropped."""
-        self._results.close()  # type: ignore[attr-defined]  # a generator
         self._feed.close()
+        self._results.close()  # type: ignore[attr-defined]  # a generator
 
 
 def named(result: Result, item: SourceItem) -> Result:
