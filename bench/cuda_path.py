@@ -48,7 +48,7 @@ CELLS, OTHERS = (
 )
 MIN_AGREEMENT = 0.97
 ROUNDS = 3
-SOAK_S, SAMPLE_S = 300, 5
+SOAK_S, SAMPLE_S = float(os.environ.get("SACCADE_SOAK_S", "300")), 5
 STANDS_STILL_S = 60
 PICTURES = {CELLS: "bccd"}
 
@@ -342,6 +342,38 @@ def idle_latencies(num: int, length_s: float) -> dict[str, float]:
     return {f"p{q}_ms": float(np.percentile(times, q)) * 1000 for q in QUANTILES}
 
 
+def fixed_work() -> float:
+    """Seconds of a loop that has nothing to do with the path."""
+    start_s, total = time.perf_counter(), 0
+    for i in range(900):
+        total += i * i
+    return time.perf_counter() - start_s
+
+
+def parts(path: DevicePath, picture: Any, num: int) -> dict[str, Any]:
+    """Microseconds of the parts of single calls, and of the same work after each of them."""
+    names = ("all", "launching", "gpu", "rest", "reading", "fixed work")
+    times = np.empty((num, len(names)))
+    stats = path.stats
+    for i in range(-300, num):
+        fed, launched = stats.feeding_s, stats.launching_s
+        read, ran = stats.reading_s, stats.gpu_busy_s
+        start_s = time.perf_counter()
+        path.detect(picture)
+        whole = time.perf_counter() - start_s
+        fed, launched = stats.feeding_s - fed, stats.launching_s - launched
+        read, ran = stats.reading_s - read, stats.gpu_busy_s - ran
+        times[i] = (whole, launched, ran, whole - fed - read - ran, read, fixed_work())
+    times *= 1e6
+    row: dict[str, Any] = {
+        name: [float(np.percentile(times[:, j], q)) for q in QUANTILES]
+        for j, name in enumerate(names)
+    }
+    host = times[:, 0] - times[:, 2]
+    row["correlation"] = float(np.corrcoef(host, times[:, 5])[0, 1])
+    return row
+
+
 def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> None:
     """One picture at a time: decoded frames and JPEG."""
     import simplejpeg
@@ -355,6 +387,7 @@ def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> N
             pinned = path.pinned_frame(frames[0].shape[:2])
             pinned[:] = frames[0]
             row["pinned_frame"] = latencies(path, [pinned], calls)
+            row["parts"] = parts(path, pinned, calls)
             row["frame"] = latencies(path, frames, calls // 4)
             row["jpeg"] = latencies(path, case.files, calls)
             length_s = row["pinned_frame"]["p50_ms"] / 1000

@@ -2,7 +2,8 @@
 
 `cuda_path.json` is from `python -m bench.cuda_path run`, `bench.cuda_ultralytics` and
 `bench.cuda_devices`; `cuda_decoding.json` holds runs of `bench.cuda_decoding`; `cuda_kernels.json`
-is from `bench.cuda_kernels`; `cuda_path_decoding.json` is of the second round, whose variants are
+is from `bench.cuda_kernels`; `cuda_jitter.json` is `parts` of `bench.cuda_path`, in turns with the
+driver told to spin; `cuda_path_decoding.json` is of the second round, whose variants are
 not in the code any more.
 """
 
@@ -31,6 +32,7 @@ def cuda_tables() -> dict[str, str]:
         "large": large,
         "others": others,
         "latency": latency,
+        "jitter": jitter,
         "ultralytics": ultralytics,
         "devices": devices,
         "queues": queues,
@@ -190,6 +192,20 @@ def latency() -> str:
     return (
         f"{markdown(lines)}\nMilliseconds. Bare engine {row['engine_us'] / 1000:.3f}. AP "
         f"{row['ap']:.4f}, agreement {row['agreement']:.3f}.\n"
+    )
+
+
+def jitter() -> str:
+    report = read("cuda_jitter.json")
+    parts = ("all", "launching", "gpu", "rest", "reading", "fixed work")
+    lines = [["us, p50 / p99", *(part.replace("gpu", "the graph") for part in parts)]]
+    for name, row in report.items():
+        lines.append([name, *(f"{row[part][0]:.0f} / {row[part][2]:.0f}" for part in parts)])
+    together = [row["correlation"] for row in report.values()]
+    return (
+        f"{markdown(lines)}\nRest: waiting beyond the graph. Fixed work: a loop in Python that has "
+        f"nothing to do with the path, after each call; its time and the host's part of the call "
+        f"correlate by {min(together):.2f} to {max(together):.2f}.\n"
     )
 
 
