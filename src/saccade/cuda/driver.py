@@ -18,7 +18,6 @@ MIN_DRIVER = 13000
 # docs/performance/cuda-path.md.
 _CONNECTIONS = 32
 _VARIABLE = "CUDA_DEVICE_MAX_CONNECTIONS"
-_queues: dict[str, bool] = {}
 
 # The device does not come back from these in this process.
 _FATAL = {
@@ -63,7 +62,7 @@ def start() -> None:
     """
     cuda = bindings()
     try:
-        _ask_for_queues(cuda)
+        has_own_queues()
         (code,) = cuda.cuInit(0)
     except Exception as exc:
         # The bindings raise several kinds of their own where libcuda cannot be loaded.
@@ -84,25 +83,19 @@ def start() -> None:
         )
 
 
+@functools.cache
 def has_own_queues() -> bool:
     """Whether the device has as many queues as this package asks for, in this process.
 
     It has not where another library started the driver first, or where the environment says
-    otherwise.
+    otherwise: the driver looks at the environment once, when it starts.
     """
-    return _queues.get(_VARIABLE, False)
-
-
-def _ask_for_queues(cuda: Any) -> None:
-    """The driver looks at the environment once, when it starts."""
-    if _VARIABLE in _queues:
-        return
+    cuda = bindings()
     code, _ = cuda.cuDeviceGetCount()
-    is_early = code == cuda.CUresult.CUDA_ERROR_NOT_INITIALIZED
-    if is_early:
+    if code == cuda.CUresult.CUDA_ERROR_NOT_INITIALIZED:
         os.environ.setdefault(_VARIABLE, str(_CONNECTIONS))
     wanted = os.environ.get(_VARIABLE, "")
-    _queues[_VARIABLE] = wanted.isdecimal() and int(wanted) >= _CONNECTIONS
+    return wanted.isdecimal() and int(wanted) >= _CONNECTIONS
 
 
 def call(doing: str, function: Any, *args: Any) -> Any:
