@@ -39,10 +39,15 @@ __all__ = ["BACKEND", "ShapeRange", "TensorRtBackend", "derive_shapes", "parse_s
 
 
 class TensorRtBackend:
-    """TensorRT for RTX or TensorRT, whichever is installed and fits the card."""
+    """TensorRT for RTX or TensorRT, whichever is installed and fits the card.
+
+    Attributes:
+        precision_is_in_graph: FP16 is what the graph casts to.
+    """
 
     name = "tensorrt"
     precisions: tuple[Precision, ...] = PRECISIONS
+    precision_is_in_graph = True
 
     def probe(self) -> Availability:
         try:
