@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from saccade.cuda import driver
-from saccade.cuda.compile import compile_kernels
+from saccade.cuda.compile import compile_kernels, nvrtc_version
 from saccade.cuda.runtime import Device, Kernel, Stream
 from saccade.errors import BuildError, EngineError
 from saccade.native.kernels.conv import conv_ways
@@ -362,7 +362,8 @@ def opened(is_chained: bool) -> Iterator[Card]:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="sessions; one is added")
+    parser.add_argument("--note", default="", help="what this session is about")
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 1])
     parser.add_argument("--limit", type=int, default=12, help="tilings per step")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of layers")
@@ -380,42 +381,53 @@ def main() -> None:
     print("compiled", compiled, flush=True)
     if args.compile_only:
         return
-    rows: list[dict[str, Any]] = []
+    sessions = json.loads(args.json.read_text())["sessions"] if args.json.is_file() else []
     with opened(args.chained) as card:
         target = Target(
             card.device.arch, card.device.num_multiprocessors, card.device.shared_bytes,
             has_device=True,
         )  # fmt: skip
-        result = {
-            "device": card.device.name, "cudnn": cudnn_version(), "compiled": compiled,
-            "chained": args.chained, "rows": rows,
-        }  # fmt: skip
+        rows: list[dict[str, Any]] = []
+        sessions.append(environment(card, args.note) | {"rows": rows})
         for ((*layer, count), batch), step in zip(cases, steps, strict=True):
-            ways = run_step(card, target, step, args.limit, args.ways, is_timed=not args.once)
-            good = sorted((w["us"], w["way"]) for w in ways if "us" in w)
+            found = run_step(card, target, step, args.limit, args.ways, is_timed=not args.once)
             rows.append(
-                {"layer": layer, "count": count, "batch": batch,
-                 "floor_us": round(floor_us(step), 2), "ways": ways}
-            )  # fmt: skip
-            best: dict[str, Any] = {}
-            for us, name in good:
-                best.setdefault(name.split()[0], (us, name))
-            print(batch, step.label, f"x{count}", "floor", rows[-1]["floor_us"], best, flush=True)
-            args.json.write_text(json.dumps(result, indent=1))
-        for batch in [] if args.once else args.batch:
-            total = {"best": 0.0, "ours": 0.0, "cudnn": 0.0, "floor": 0.0}
-            for row in rows:
-                if row["batch"] == batch:
-                    times = [(w["us"], w["way"]) for w in row["ways"] if "us" in w]
-                    ours = [us for us, name in times if not name.startswith("cudnn")]
-                    library = [us for us, name in times if name.startswith("cudnn")]
-                    total["best"] += row["count"] * min(us for us, _ in times)
-                    total["ours"] += row["count"] * min(ours, default=float("nan"))
-                    total["cudnn"] += row["count"] * min(library, default=min(ours))
-                    total["floor"] += row["count"] * row["floor_us"]
-            print("batch", batch, {k: round(v, 1) for k, v in total.items()}, flush=True)
-            result[f"sum_{batch}"] = total
-        args.json.write_text(json.dumps(result, indent=1))
+                {
+                    "layer": layer,
+                    "count": count,
+                    "batch": batch,
+                    "floor_us": round(floor_us(step), 2),
+                    "worst_error": max((way.get("error", 0.0) for way in found), default=0.0),
+                    "refused": [way["way"] for way in found if "us" not in way],
+                    "ways": {way["way"]: way["us"] for way in found if "us" in way},
+                }
+            )
+            print(batch, step.label, f"x{count}", best_of_kinds(rows[-1]["ways"]), flush=True)
+            text = json.dumps({"sessions": sessions}, separators=(",", ":"))
+            args.json.write_text(text.replace('{"layer"', '\n{"layer"') + "\n")
+
+
+def environment(card: Card, note: str) -> dict[str, Any]:
+    """Where and with what it is measured."""
+    import torch
+
+    version = driver.call("asking", driver.bindings().cuDriverGetVersion)
+    return {
+        "note": note,
+        "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "gpu": card.device.name,
+        "driver": f"CUDA {version // 1000}.{version % 1000 // 10}",
+        "packages": f"torch {torch.__version__}, cuDNN {cudnn_version()}, "
+        f"NVRTC {'.'.join(map(str, nvrtc_version()))}",
+    }
+
+
+def best_of_kinds(ways: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+    """The fastest way of each kind (the first word of its name)."""
+    best: dict[str, tuple[float, str]] = {}
+    for name, us in sorted(ways.items(), key=lambda item: item[1]):
+        best.setdefault(name.split()[0], (us, name))
+    return best
 
 
 if __name__ == "__main__":

@@ -140,9 +140,8 @@ class PointwiseWay:
             strides, kind = axes.strides[i], C_TYPES[view.dtype]
             if width > 1 and strides[-1] == 1:
                 at = offset((*strides[:-1], strides[-1] * width))
-                loads.append(
-                    f"Vector<{kind}, {width}> o{i} = *(const Vector<{kind}, {width}>*)(p{i} + {at});"
-                )
+                some = f"Vector<{kind}, {width}>"
+                loads.append(f"{some} o{i} = *(const {some}*)(p{i} + {at});")
                 reads.append(f"const T v{i} = read(o{i}.at[j]);")
             else:
                 loads.append(f"const {kind} o{i} = p{i}[{offset(strides)}];")
