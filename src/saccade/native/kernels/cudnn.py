@@ -36,7 +36,7 @@ def _library() -> Any:
         # The package loads cuDNN itself when imported, and fails in ways of its own.
         raise BackendUnavailable(
             f"cuDNN's plans need the package nvidia-cudnn-frontend and cuDNN, they cannot be "
-            f"loaded ({str(exc).strip().splitlines()[:1]}); install saccade[native]"
+            f"loaded ({str(exc).strip().splitlines()[:1]}); install saccade[cudnn]"
         ) from exc
     return cudnn
 
