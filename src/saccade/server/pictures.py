@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -75,7 +77,8 @@ class Pictures:
         form, schedule = "json", _DEFAULT
         limits: _Limits = (None, None, None)
         if head.raw_query or "accept" in head.headers:
-            form, limits, schedule = read_query(head.query, head.headers.get("accept", ""))
+            accept = head.headers.get("accept", "")
+            form, limits, schedule = asked_for(head.raw_query, accept)
         if head.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             self._detect_parts(request, entry, form, limits, schedule)
             return
@@ -233,6 +236,12 @@ def _number(query: dict[str, str], name: str, kind: type) -> Any:
             "correct it",
         ) from exc
     return value
+
+
+@lru_cache(maxsize=1024)
+def asked_for(raw_query: str, accept: str) -> tuple[str, _Limits, Schedule]:
+    """`read_query` of a query as sent; clients ask for the same again and again."""
+    return read_query(dict(parse_qsl(raw_query, keep_blank_values=True)), accept)
 
 
 def read_query(query: dict[str, str], accept: str) -> tuple[str, _Limits, Schedule]:
