@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from saccade.cli._options import ModelOptions
+from saccade.cli._options import ModelOptions, read_pairs
 from saccade.errors import InputError
 
 __all__ = ["serve"]
@@ -143,6 +143,7 @@ def serve(
     network = network or NetworkOptions()
     limits = limits or LimitOptions()
     engine = engine or EngineOptions()
+    _check_device(given)
     keys = given.contract_keys()
     options = ServeOptions(
         host=network.host,
@@ -157,6 +158,7 @@ def serve(
             size_hw=keys["size_hw"],
             backend=given.backend,
             precision=given.precision,
+            engine_options=read_pairs(given.engine_options) if given.engine_options else {},
             batch=engine.batch,
             max_pixels=limits.max_pixels,
             is_forced=engine.force,
@@ -183,3 +185,13 @@ def serve(
 
     run([read_source(text) for text in models], options, on_ready=on_ready)
     return 0
+
+
+def _check_device(given: ModelOptions) -> None:
+    """Serving runs on the CPU."""
+    if given.device in (None, "cpu") and given.devices is None and given.gpu_memory is None:
+        return
+    raise InputError(
+        "models must be served on the CPU, --device, --devices or --gpu-memory ask for a GPU; "
+        "leave them out, or run jobs on the GPU with 'saccade detect'"
+    )

@@ -6,32 +6,28 @@ import asyncio
 import time
 from typing import Any
 
-import msgspec
-
 from saccade.server.arena import Arena
 from saccade.server.control import Control
 from saccade.server.dispatch import Dispatcher
-from saccade.server.engines import Engine
+from saccade.server.fleet import Fleet
 from saccade.server.grpc import Grpc
 from saccade.server.http import Head, HttpConnection, HttpRequest, Response
 from saccade.server.logs import Log
 from saccade.server.memory import SharedMemory
-from saccade.server.models import ModelEntry, Repository
-from saccade.server.options import ModelSource, ServeOptions
+from saccade.server.models import Repository
+from saccade.server.options import ServeOptions
 from saccade.server.pictures import Pictures
 from saccade.server.problems import Problem, problem_of
 from saccade.server.rest import Rest
 from saccade.server.routes import Router
 from saccade.server.site import Site
 from saccade.server.stats import Stats
+from saccade.server.tokens import check_origin, check_token
 from saccade.server.tracing import make_tracer
-from saccade.server.tokens import check_token
-from saccade.server.wire import Load, Status, Unload
 
 __all__ = ["Front"]
 
 _SWEEP_S = 0.5
-_STATUS_S = 2.0
 
 
 class Front:
@@ -83,6 +79,7 @@ class Front:
         self.pending_bytes = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self.regions = SharedMemory()
+        self.fleet = Fleet(self)
         self.control = Control(self)
         self.pictures = Pictures(self)
         self.rest = Rest(self)
@@ -90,110 +87,6 @@ class Front:
         self.rest.register(self.router)
         self.pictures.register(self.router)
         Site(self).register(self.router)
-
-    # Models.
-
-    async def start_engines(self) -> None:
-        """Start the engine processes."""
-        from saccade.profiler.machine import num_cores
-
-        threads = self.options.threads or max(1, num_cores() // self.options.engines)
-        for number in range(self.options.engines):
-            engine = Engine(number, self.arena, threads, self.loop, self._on_death)
-            self.dispatcher.engines.append(engine)
-            engine.start()
-            engine.is_up = True
-        self.spawn(self._sweep())
-        self.spawn(self._watch())
-
-    async def load(
-        self, source: ModelSource, options: Any = None, *, is_forced: bool = False
-    ) -> ModelEntry:
-        """Load a model in every engine process, then let it take over from the one before it.
-
-        Raises:
-            Problem: It was refused; what was served before goes on being served.
-        """
-        load_options = options or self.options.load
-        if is_forced:
-            load_options = msgspec.structs.replace(load_options, is_forced=True)
-        entry = self.repository.new(source.name, source.version, str(source.path), load_options)
-        if not any(e.version == entry.version for e in self.repository.versions(entry.name)):
-            self.repository.put(entry)
-        begun_s = time.monotonic()
-        engines = [engine for engine in self.dispatcher.engines if engine.is_up]
-        if not engines:
-            raise Problem(
-                "unavailable",
-                "an engine process must be up to load a model",
-                "none is",
-                "try again in a moment",
-                retry_after_s=1,
-            )
-        answers = await asyncio.gather(
-            *(self._load_in(engine, entry) for engine in engines), return_exceptions=True
-        )
-        wrong = [answer for answer in answers if isinstance(answer, BaseException)]
-        if wrong:
-            entry.state, entry.reason = "UNAVAILABLE", str(wrong[0])
-            for engine, answer in zip(engines, answers, strict=True):
-                if not isinstance(answer, BaseException) and engine.is_up:
-                    await engine.ask(lambda i, b, c: Unload(i, entry.key))
-            self.log.event(
-                "model refused", model=entry.name, version=entry.version, why=entry.reason
-            )
-            raise wrong[0]
-        entry.details = msgspec.json.decode(answers[0])  # type: ignore[arg-type]
-        entry.state = "READY"
-        # Enough for a batch to gather while one runs.
-        self.dispatcher.ahead = max(self.dispatcher.ahead, entry.details["plan"]["batch"] + 1)
-        before = self.repository.put(entry)
-        self.log.event(
-            "model ready",
-            model=entry.name,
-            version=entry.version,
-            path=entry.path,
-            seconds=round(time.monotonic() - begun_s, 3),
-        )
-        if before is not None and before is not entry:
-            self.spawn(self._retire(before))
-        return entry
-
-    async def _load_in(self, engine: Engine, entry: ModelEntry) -> bytes:
-        options = msgspec.json.encode(
-            msgspec.structs.replace(
-                entry.options, workers=engine.num_threads, latency_ms=self.options.latency_ms
-            )
-        )
-        return await engine.ask(lambda i, b, c: Load(i, entry.key, entry.name, entry.path, options))
-
-    async def unload(self, entry: ModelEntry) -> None:
-        """Take no more requests for a model, finish those it has, and release it."""
-        entry.state, entry.reason = "UNLOADING", ""
-        await self._retire(entry)
-        entry.state, entry.reason = "UNAVAILABLE", "unloaded"
-        self.log.event("model unloaded", model=entry.name, version=entry.version)
-
-    async def _retire(self, entry: ModelEntry) -> None:
-        while entry.num_open:
-            await asyncio.sleep(0.01)
-        for engine in self.dispatcher.engines:
-            if engine.is_up:
-                await engine.ask(lambda i, b, c: Unload(i, entry.key))
-
-    def _on_death(self, engine: Engine) -> None:
-        self.stats.num_restarts += 1
-        self.log.event("engine process ended", engine=engine.number)
-        self.spawn(self._restart(engine))
-
-    async def _restart(self, engine: Engine) -> None:
-        engine.start()
-        entries = [e for e in self.repository.entries() if e.state == "READY"]
-        for entry in entries:
-            await self._load_in(engine, entry)
-        engine.is_up = True
-        self.log.event("engine process is back", engine=engine.number, pid=engine.pid)
-        self.dispatcher.pump()
 
     # What connections call.
 
@@ -217,6 +110,8 @@ class Front:
             Problem: Nobody, or it may not.
         """
         endpoint, head.args = self.router.find(head)
+        if "origin" in head.headers and head.method not in ("GET", "HEAD"):
+            check_origin(head.headers)
         if self.options.token is not None and not endpoint.is_open:
             check_token(head.headers.get("authorization", ""), self.options.token)
         head.endpoint = endpoint
@@ -292,6 +187,10 @@ class Front:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def begin(self) -> None:
+        """Look after connections from now on."""
+        self.spawn(self._sweep())
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
@@ -301,17 +200,6 @@ class Front:
             limits = self.http_limits
             for caller in self.grpc.connections:
                 caller.sweep(now_s, limits.body_s, limits.write_s)
-
-    async def _watch(self) -> None:
-        while True:
-            for engine in self.dispatcher.engines:
-                if engine.is_up:
-                    try:
-                        details = await engine.ask(lambda i, b, c: Status(i))
-                    except Problem:
-                        continue
-                    self.stats.engines[engine.number] = msgspec.json.decode(details)
-            await asyncio.sleep(_STATUS_S)
 
     async def drain(self) -> None:
         """Finish what was taken, take no more, and end the engine processes."""
@@ -328,8 +216,7 @@ class Front:
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
-        for engine in self.dispatcher.engines:
-            await engine.stop()
+        await self.fleet.stop()
         if self.tracer is not None:
             await self.loop.run_in_executor(None, self.tracer.close)
 

@@ -112,7 +112,7 @@ class Control:
             version = before.version if before else "1"
         options = before.options if before else self._front.options.load
         source = ModelSource(name, version, Path(path))
-        await self._front.load(source, options, is_forced=parameters.get("force") is True)
+        await self._front.fleet.load(source, options, is_forced=parameters.get("force") is True)
 
     def _known(self, name: str, version: str) -> ModelEntry | None:
         entries = self._front.repository.versions(name)
@@ -131,7 +131,7 @@ class Control:
         repository.find(name, version)
         for entry in repository.versions(name):
             if version in ("", entry.version) and entry.state == "READY":
-                await self._front.unload(entry)
+                await self._front.fleet.unload(entry)
 
     def _check_can_load(self) -> None:
         if not self._front.options.can_load:
@@ -218,6 +218,12 @@ class Control:
         awaitable of them out."""
         regions = self._front.regions
 
+        def model_ready(request: Any) -> dict[str, Any]:
+            try:
+                return {"ready": self.is_model_ready(request.name, request.version)}
+            except Problem:
+                return {"ready": False}  # as the protocol has it for models that are not there
+
         async def load(request: Any) -> dict[str, Any]:
             await self.load(request.model_name, _repository_values(request.parameters))
             return {}
@@ -242,7 +248,7 @@ class Control:
         return {
             "ServerLive": lambda request: {"live": True},
             "ServerReady": lambda request: {"ready": self.is_ready()},
-            "ModelReady": lambda r: {"ready": self.is_model_ready(r.name, r.version)},
+            "ModelReady": model_ready,
             "ServerMetadata": lambda request: server_metadata(),
             "ModelMetadata": lambda r: self.metadata(r.name, r.version),
             "ModelConfig": lambda r: {"config": numbered(self.config(r.name, r.version))},

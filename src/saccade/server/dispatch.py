@@ -196,13 +196,9 @@ class Dispatcher:
                 self._count_queued(queue, job, 1)
                 return
 
-    def drop_queued(self, entry: ModelEntry, problem: Problem) -> None:
-        """End everything that waits for a model."""
-        queue = self._queues.pop(entry.key, None)
-        for _, _, job in queue.heap if queue is not None else ():
-            if not job.is_over:
-                self._count_queued(queue, job, -1)  # type: ignore[arg-type]
-                self._end(job, problem, b"")
+    def forget(self, entry: ModelEntry) -> None:
+        """Drop the queue of a model that has no requests any more."""
+        self._queues.pop(entry.key, None)
 
     # Choosing.
 

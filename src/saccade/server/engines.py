@@ -98,6 +98,11 @@ class Engine:
         self._started_s = 0.0
         self._pause_s = 0.0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process to speak to, up or not."""
+        return self._socket is not None
+
     def start(self) -> None:
         """Start the process; tasks may be sent at once."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

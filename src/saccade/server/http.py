@@ -260,6 +260,10 @@ class HttpRequest:
         if self.is_open:
             self.is_open = False
             self._connection.send(self, status, body, content_type, more)
+            # The callback holds the job, which holds this: without the circle, bodies are freed
+            # now and not when the collector comes by.
+            self.on_gone = None
+            self.parts = []
 
     def send(self, response: Response) -> None:
         """Answer with a whole response."""
@@ -339,8 +343,9 @@ class HttpConnection(asyncio.Protocol):
             self._take_head(self._held + data if self._held else data)
 
     def eof_received(self) -> bool:
-        # A client that has said all may still read its answer.
-        return self._request is not None
+        # It could still read its answer, but clients that give up look just like that, and work
+        # that nobody waits for is dropped.
+        return False
 
     def pause_writing(self) -> None:
         self._is_write_paused = True

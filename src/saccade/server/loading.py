@@ -120,6 +120,7 @@ def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
             size_hw=options.size_hw,
             backend=options.backend,
             precision=options.precision,  # type: ignore[arg-type]
+            engine_options=options.engine_options or None,
         )
     except ModelError as exc:  # among them ContractError; a broken file fails again below
         if options.preset or options.contract or manifest is not None:

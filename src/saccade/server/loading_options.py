@@ -17,6 +17,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
         size_hw: As for `saccade.load`.
         backend: As for `saccade.load`.
         precision: As for `saccade.load`.
+        engine_options: As for `saccade.load`.
         batch: Items per inference, at most; default as the bundle was built, else 1.
         threads: Threads inside one inference; default as the bundle was built, else 1.
         workers: Threads of the engine process.
@@ -32,6 +33,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     size_hw: tuple[int, int] | None = None
     backend: str | None = None
     precision: str | None = None
+    engine_options: dict[str, str] = {}
     batch: int | None = None
     threads: int | None = None
     workers: int | None = None

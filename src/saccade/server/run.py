@@ -67,7 +67,8 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     servers: list[Any] = []
     try:
-        await front.start_engines()
+        front.begin()
+        await front.fleet.start()
         addresses = {}
         for kind, make, port in (
             ("http", lambda: HttpConnection(front), options.http_port),
@@ -81,7 +82,7 @@ async def _serve(
                 addresses[kind] = f"{scheme}://{at}" if kind == "http" else at
         for source in sources:
             try:
-                await front.load(source)
+                await front.fleet.load(source, options.load)
             except Problem as problem:
                 raise SaccadeError(f"{source.name}: {problem}") from problem
         front.is_ready = True
