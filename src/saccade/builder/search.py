@@ -51,8 +51,8 @@ def find_fastest(trials: Trials) -> Outcome:
     ranked = narrowing.ranked(narrowing.contenders(passed))
     chosen = choosing.choose(ranked)
     choosing.close_rows(chosen)
-    judging.dropped(probed)
     explain_islands(judging)
+    judging.dropped(probed)
     state = trials.state
     keys = list(state.rows)
     return Outcome(
