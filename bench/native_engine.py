@@ -37,6 +37,8 @@ from saccade.native.ops import reads, writes
 from saccade.native.reference import Machine, interpret
 from saccade.types import Plan
 
+# Networks that take values from 0 to 255.
+UNSCALED = ("yolox_nano_416", "light_person_192", "yunet_n_320")
 ROUNDS = 7
 ROUND_MS = 60.0
 
@@ -59,7 +61,8 @@ def feeds_of(model: Any, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[
         if len(shape) == 4:
             n, c, h, w = shape
             small = rng.random((n, c, -(-h // 16), -(-w // 16)), dtype=np.float32)
-            feeds[spec.name] = small.repeat(16, 2).repeat(16, 3)[:, :, :h, :w].copy()
+            high = 255 if model.path.stem in UNSCALED else 1
+            feeds[spec.name] = small.repeat(16, 2).repeat(16, 3)[:, :, :h, :w] * np.float32(high)
         else:
             feeds[spec.name] = np.full(shape, 640, spec.dtype)
     return feeds

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["BACKEND", "NativeBackend"]
 
 
+# Where a graph leaves the size of pictures open and none is told.
+TRIAL_SIZE_HW = (640, 640)
+
+
 class NativeBackend:
     """The engine of `saccade.native`, fed with arrays (`load`) or pointers (`load_device`)."""
 
@@ -53,8 +57,11 @@ class NativeBackend:
         if not probed.ok:
             return probed
         try:
+            from saccade.native.build import check
+            from saccade.native.kernels.registry import KERNELS
+
             plan = Plan(self.name, "fp16", default_batch(model), device="cuda:0")
-            self.load(model, plan).close()
+            check(_read(model), _shapes(model, plan, TRIAL_SIZE_HW), plan, KERNELS)
         except SaccadeError as exc:
             return Availability(False, str(exc))
         return probed
@@ -98,9 +105,13 @@ def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngi
     from saccade.native.build import obtain
     from saccade.native.kernels.registry import KERNELS
 
-    shapes = {spec.name: static_shape(spec.shape, plan.batch, size_hw) for spec in model.inputs}
+    shapes = _shapes(model, plan, size_hw)
     engine, _ = obtain(model.digest, lambda: _read(model), shapes, plan, KERNELS)
     return engine
+
+
+def _shapes(model: Model, plan: Plan, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {spec.name: static_shape(spec.shape, plan.batch, size_hw) for spec in model.inputs}
 
 
 class HostEngine:
@@ -115,18 +126,21 @@ class HostEngine:
         self._model = model
         self._is_open = True
         self._engines: dict[tuple[int, int], Any] = {}
+        self._slots: list[HostSlot] = []
         self._lock = threading.Lock()
         if all(isinstance(size, int) for spec in model.inputs for size in spec.shape[1:]):
             # Sizes are known, so whether an engine can be built is known now.
             self._engine((0, 0))
 
     def open_slot(self, size_hw: tuple[int, int]) -> Slot:
-        return HostSlot(self._model, self.plan, self._engine(size_hw), self._lock)
+        slot = HostSlot(self._model, self.plan, self._engine(size_hw), self._lock)
+        self._slots.append(slot)
+        return slot
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.close()
-        self._engines, self._is_open = {}, False
+        for held in (*self._slots, *self._engines.values()):
+            held.close()
+        self._slots, self._engines, self._is_open = [], {}, False
 
     def _engine(self, size_hw: tuple[int, int]) -> DeviceEngine:
         with self._lock:
@@ -160,6 +174,10 @@ class HostSlot:
             for name, buffer in (*engine.inputs.items(), *engine.outputs.items())
         }
         self.inputs: Mapping[str, np.ndarray] = {n: self._arrays[n] for n in engine.inputs}
+
+    def close(self) -> None:
+        """Release the pinned memory; the arrays must not be used afterwards."""
+        self._device.close()
 
     def run(self, num: int) -> Mapping[str, np.ndarray]:
         engine, stream = self._engine, self._stream

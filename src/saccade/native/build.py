@@ -22,13 +22,13 @@ from saccade.native.memory import placed
 from saccade.native.ops import Step
 from saccade.native.plan import Plan
 from saccade.native.seam import Kernels, Target
-from saccade.native.tuning import Choice, Timings, choose
+from saccade.native.tuning import Choice, Timings, check_ways, choose
 from saccade.types import Plan as Wanted
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Engine", "build", "key_of", "loaded", "obtain", "stored", "target_of"]
+__all__ = ["Engine", "build", "check", "key_of", "loaded", "obtain", "stored", "target_of"]
 
 ARRANGEMENTS = (
     Options(1, is_chained=False),
@@ -37,6 +37,8 @@ ARRANGEMENTS = (
     Options(4, is_chained=True),
 )
 REPEATS = 20
+# Of the device's memory, for buffers that could share bytes but then could not be used at once.
+MAX_APART_SHARE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +121,7 @@ def build(
         def can_run(step: Step) -> bool:
             return bool(kernels.ways(step, target))
 
-        draft = drafted(proto, shapes, wanted.precision, can_run)
-        plan = placed(draft, share=False)
+        plan = planned(proto, shapes, wanted.precision, can_run, device.memory()[1])
         loader = Loader(device, kernels)
         choices = choose(plan, device, loader, kernels, target, timings)
         built = [choice.built for choice in choices]
@@ -167,6 +168,38 @@ def loaded(raw: bytes, wanted: Wanted, kernels: Kernels) -> tuple[NativeEngine, 
         device.close()
         raise
     return engine, artefact
+
+
+def planned(
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: str,
+    can_run: Callable[[Step], bool],
+    device_bytes: int,
+) -> Plan:
+    """A plan whose buffers lie apart, so that steps can run side by side, where there is room."""
+    draft = drafted(proto, shapes, precision, can_run)
+    plan = placed(draft, share=False)
+    return plan if plan.arena_bytes <= device_bytes * MAX_APART_SHARE else placed(draft)
+
+
+def check(
+    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], wanted: Wanted, kernels: Kernels
+) -> None:
+    """Whether an engine could be built; nothing is compiled and nothing is measured.
+
+    Raises:
+        BuildError: A node or a step is not covered; names it.
+        BackendUnavailable: There is no such device.
+    """
+    with Device(int(wanted.device.partition(":")[2] or 0)) as device:
+        target = replace(target_of(device), has_device=False)
+
+    def can_run(step: Step) -> bool:
+        return bool(kernels.ways(step, target))
+
+    plan = planned(proto, shapes, wanted.precision, can_run, 1 << 62)
+    check_ways(plan, [kernels.ways(step, target) for step in plan.steps])
 
 
 def obtain(

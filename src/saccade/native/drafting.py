@@ -13,6 +13,7 @@ from saccade.native.passes.fuse_convolutions import fuse_convolutions
 from saccade.native.passes.fuse_norms import fuse_norms
 from saccade.native.passes.fuse_pointwise import fuse_pointwise
 from saccade.native.passes.merge_siblings import merge_siblings
+from saccade.native.passes.order_axes import order_axes
 from saccade.native.passes.pack_input import pack_inputs
 from saccade.native.passes.place import forward_copies, join_copies, place_copies
 from saccade.native.passes.pool_chain import chain_pools
@@ -63,4 +64,5 @@ def drafted(
         set_precision(draft, half)
     pack_inputs(draft, half, can_run)
     draft.drop_dead()
+    order_axes(draft)
     return draft

@@ -178,8 +178,7 @@ def _conv(m: Machine, step: ops.Conv) -> None:
         x = np.concatenate((x, second), axis=3)
     if step.x.dtype == "int8":
         x = x.astype(m.compute)
-    kernel = m.weight(step.weight)
-    assert kernel is not None
+    kernel = _stored(m.weight(step.weight), step)
     if step.weight_scale is not None:
         scale = m.weight(step.weight_scale)
         assert scale is not None
@@ -195,6 +194,16 @@ def _conv(m: Machine, step: ops.Conv) -> None:
     if step.y.dtype == "int8":
         y = np.clip(np.rint(y / step.y_scale), -128, 127)
     m.store(step.y, y)
+
+
+def _stored(kernel: Array, step: ops.Conv) -> Array:
+    """Weights as a convolution of halves keeps them: rounded to the type of its pictures."""
+    for dtype in (step.x.dtype, step.y.dtype):
+        if dtype == "float16":
+            return kernel.astype(np.float16).astype(kernel.dtype)
+        if dtype == "bfloat16":
+            return _as_bfloat16(kernel).astype(kernel.dtype)
+    return kernel
 
 
 def _doubled(x: Array) -> Array:

@@ -32,7 +32,7 @@ from saccade.native.seam import Built, Kernels, Target, Way
 from saccade.native.tensors import SIZES, View
 from saccade.native.views import footprint
 
-__all__ = ["Choice", "Timings", "choose", "time_graph", "touched_bytes"]
+__all__ = ["Choice", "Timings", "check_ways", "choose", "time_graph", "touched_bytes"]
 
 _LOG = logging.getLogger(__name__)
 MAX_SETS = 16
@@ -128,13 +128,7 @@ def choose(
         BuildError: A step has no way; names it.
     """
     ways = [kernels.ways(step, target) for step in plan.steps]
-    lacking = [step for step, found in zip(plan.steps, ways, strict=True) if not found]
-    if lacking:
-        first = lacking[0]
-        raise BuildError(
-            f"every step must have a kernel, {len(lacking)} of {len(plan.steps)} have none, first "
-            f"{type(first).__name__} ({first.label}); choose back end 'torch'"
-        )
+    check_ways(plan, ways)
     keys = [step_key(step) for step in plan.steps]
     builds = _builds(plan, keys, ways, timings)
     refused = compile_all((s for built in builds.values() for s in built.sources), device.arch)
@@ -158,6 +152,21 @@ def choose(
         _choice(plan, index, keys[index], ways[index], timings, bench.failures)
         for index in range(len(keys))
     ]
+
+
+def check_ways(plan: Plan, ways: Sequence[Sequence[Way]]) -> None:
+    """Refuse a plan with steps that nothing runs.
+
+    Raises:
+        BuildError: Names the first such step.
+    """
+    lacking = [step for step, found in zip(plan.steps, ways, strict=True) if not found]
+    if lacking:
+        first = lacking[0]
+        raise BuildError(
+            f"every step must have a kernel, {len(lacking)} of {len(plan.steps)} have none, first "
+            f"{type(first).__name__} ({first.label}); choose back end 'torch'"
+        )
 
 
 def _builds(
