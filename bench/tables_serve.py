@@ -63,7 +63,9 @@ def jobs(report: dict[str, Any]) -> str:
             ]
         )
     bare = report["bare_cpu_ms"]
-    paced = "".join(
+    full = report["bare_cpu_ms_on_all_cores"]["median"]
+    paced = f", {full:.2f} ms with all cores at it"
+    paced += "".join(
         f", {found['median']:.2f} ms when {rate} fall due per second"
         for rate, found in report["bare_cpu_ms_at_rates"].items()
     )

@@ -32,6 +32,7 @@ import bench.serve.contenders
 from bench import environment, reference
 from bench.agreement import Answers, check
 from bench.cases import ROOT, WORK, Case
+from bench.serve.bare import bare_on_all_cores
 from bench.serve.cases import CASES
 from bench.serve.load import LOST, UNANSWERED, Load, Requests, run_load
 from bench.serve.server import Server, ServerError, exchange, free_port
@@ -64,7 +65,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     parser.add_argument("-o", "--output", type=Path)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.rounds < 1 or args.seconds <= 0:
+        parser.error("--rounds must be 1 or more and --seconds more than 0")
+    return args
 
 
 def names_of(wanted: str | None) -> list[str]:
@@ -203,12 +207,14 @@ class Comparison:
         bare = self.bare_job()
         paces = (None, *LOW_RATES[self.case.name])
         bare_rounds: dict[float | None, list[float]] = {pace: [] for pace in paces}
+        full_rounds: list[float] = []
         try:
             for contender in self.contenders:
                 self.guarded(contender, lambda c: self.examine(c, wanted))
             for index in range(self.args.rounds):
                 for pace in paces:
                     bare_rounds[pace].append(bare(pace))
+                full_rounds.append(bare_on_all_cores(self.case.name, self.args.seconds))
                 told = ", ".join(f"{values[-1]:.2f} ms" for values in bare_rounds.values())
                 say(f"round {index + 1}: bare {told}")
                 for contender in self.alive():
@@ -216,7 +222,9 @@ class Comparison:
         finally:
             for contender in self.contenders:
                 contender.stop()
-        return self.report(machine, bare_rounds)
+        report = self.report(machine, bare_rounds)
+        report["bare_cpu_ms_on_all_cores"] = spread(full_rounds)
+        return report
 
     def alive(self) -> list[Contender]:
         return [c for c in self.contenders if not {"error", "refused"} & c.entry.keys()]
