@@ -11,7 +11,7 @@ from saccade.errors import BuildError
 from saccade.graph.passes.tidy import tidy
 from saccade.native.drafting import drafted
 from saccade.native.memory import placed
-from saccade.native.ops import Attention, Boxes, Conv, Copy, Norm, Pointwise, PoolChain
+from saccade.native.ops import Attention, Boxes, Conv, Copy, Fill, Norm, Pointwise, PoolChain
 from saccade.native.reference import interpret
 
 RNG = np.random.default_rng(3)
@@ -90,6 +90,15 @@ CASES = {
         [("Conv", "x w", "y", {"group": 6, "pads": [1, 1, 1, 1]})],
         {"w": weights(12, 1, 3, 3)},
     ),
+    "conv_transpose": (
+        [("ConvTranspose", "x w b", "y", {"strides": [2, 3], "pads": [1, 0, 1, 2],
+                                          "output_padding": [1, 0]})],
+        {"w": weights(6, 4, 4, 3), "b": weights(4)},
+    ),
+    "conv_transpose_groups": (
+        [("ConvTranspose", "x w", "y", {"group": 3, "dilations": [2, 1]})],
+        {"w": weights(6, 2, 2, 2)},
+    ),
     "max_pool_ceil": (
         [("MaxPool", "x", "y", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1})],
         {},
@@ -135,6 +144,11 @@ CASES = {
     "pad_and_conv": (
         [("Pad", "x p v", "a", {}), ("Conv", "a w", "y", {})],
         {"p": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "v": np.float32(0.5), "w": weights(3, 6, 3, 3)},
+    ),
+    "pad_after_conv": (
+        [("Conv", "x u", "t", {}), ("Pad", "t p v", "a", {}),
+         ("MaxPool", "a", "y", {"kernel_shape": [3, 3]})],
+        {"p": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "v": np.float32(0.5), "u": weights(3, 6, 1, 1)},
     ),
     "pad_negative": (
         [("Pad", "x p", "y", {})],
@@ -410,6 +424,27 @@ def test_a_box_tail_that_means_something_else_stays():
     stored["arange"] = stored["arange"] * 1.5
     draft = agree(net(nodes, inputs, stored), inputs, atol=1e-3)
     assert not [step for step in draft.steps if isinstance(step, Boxes)]
+
+
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [("Conv", {}), ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2]})],
+)
+def test_borders_of_zeros_are_padding(op, more):
+    nodes = [
+        ("Conv", "x u", "t", {}),
+        ("Pad", "t p", "a", {}),
+        (op, "a w" if op == "Conv" else "a", "b", more),
+        ("Conv", "b u", "y", {}),
+    ]
+    stored = {"p": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "w": weights(6, 6, 3, 3),
+              "u": weights(6, 6, 1, 1)}  # fmt: skip
+    draft = agree(net(nodes, {"x": X}, stored), {"x": X})
+    assert not [step for step in draft.steps if isinstance(step, Fill)]
+    # One of another value stays.
+    nodes[1] = ("Pad", "t p v", "a", {})
+    draft = agree(net(nodes, {"x": X}, stored | {"v": np.float32(0.5)}), {"x": X})
+    assert [step for step in draft.steps if isinstance(step, Fill)]
 
 
 def test_scores_softmax_and_values_are_one_step():

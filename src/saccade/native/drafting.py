@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from saccade.native.lowering.program import lower
 from saccade.native.ops import Step
 from saccade.native.passes.boxes import fuse_boxes
+from saccade.native.passes.fold_pads import fold_pads, sink_fills
 from saccade.native.passes.fuse_attention import fuse_attention
 from saccade.native.passes.fuse_convolutions import fuse_convolutions
 from saccade.native.passes.fuse_norms import fuse_norms
@@ -49,6 +50,7 @@ def drafted(
     """
     draft = lower(proto, shapes)
     draft.drop_dead()
+    fold_pads(draft)
     fuse_pointwise(draft)
     fuse_norms(draft, can_run)
     fuse_convolutions(draft)
@@ -64,5 +66,6 @@ def drafted(
         set_precision(draft, half)
     pack_inputs(draft, half, can_run)
     draft.drop_dead()
+    sink_fills(draft)
     order_axes(draft)
     return draft

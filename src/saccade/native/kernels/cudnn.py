@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from saccade.errors import BackendUnavailable, BuildError, EngineError
-from saccade.native.kernels.conv import as_bits
+from saccade.native.kernels.packing import as_bits
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Built, LibraryLaunch, OfView, OfWeight, OfWorkspace, Target
 from saccade.native.tensors import View

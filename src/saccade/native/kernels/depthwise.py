@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.native.kernels.conv import as_bits, vector_bytes
-from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, places_of, source
+from saccade.native.kernels.packing import as_bits
+from saccade.native.kernels.sources import (
+    C_TYPES,
+    activation_defines,
+    literal,
+    places_of,
+    source,
+    vector_bytes,
+)
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Argument, Built, Launch, OfView, OfWeight, Source, Target
 

@@ -20,8 +20,9 @@ from saccade.native.kernels.places import (
 )
 from saccade.native.kernels.pointwise import pointwise_ways
 from saccade.native.kernels.products import attention_ways, matmul_ways
-from saccade.native.kernels.rows import norm_ways, reduce_ways, softmax_ways, topk_ways
+from saccade.native.kernels.rows import norm_ways, reduce_ways, softmax_ways
 from saccade.native.kernels.stem import stem_ways
+from saccade.native.kernels.topk import topk_ways
 from saccade.native.kernels.windows import chain_ways, pool_ways, resize_ways
 from saccade.native.ops import (
     Attention,

@@ -1,4 +1,4 @@
-"""Sums, maxima and orders along axes: softmax, normalisation, reduction, top-k."""
+"""Sums, maxima and orders along axes: softmax, normalisation, reduction."""
 
 from __future__ import annotations
 
@@ -9,25 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from saccade.native.kernels.sources import C_TYPES, literal, source
-from saccade.native.kernels.strided import collapse, coordinates, offset
-from saccade.native.ops import Norm, Reduce, Softmax, TopK
+from saccade.native.kernels.strided import collapse, coordinates, cut_view, offset
+from saccade.native.ops import Norm, Reduce, Softmax
 from saccade.native.seam import Argument, Built, Launch, OfView, OfWeight, Source, Target
 from saccade.native.tensors import View
 
-__all__ = ["NormWay", "ReduceWay", "SoftmaxWay", "TopKWay",
-           "norm_ways", "reduce_ways", "softmax_ways", "topk_ways"]  # fmt: skip
+__all__ = ["NormWay", "ReduceWay", "SoftmaxWay",
+           "norm_ways", "reduce_ways", "softmax_ways"]  # fmt: skip
 
 _FLOATS = ("float16", "bfloat16", "float32")
 _THREADS = 256
-
-
-def _cut(view: View, axes: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Sizes and strides of the axes that are kept, and of those that are gone through."""
-    kept = [axis for axis in range(len(view.shape)) if axis not in axes]
-    return (
-        [view.shape[a] for a in kept], [view.strides[a] for a in kept],
-        [view.shape[a] for a in axes], [view.strides[a] for a in axes],
-    )  # fmt: skip
 
 
 def _group(length: int, num_rows: int) -> int:
@@ -98,8 +89,8 @@ class SoftmaxWay:
         """Generate the kernel."""
         step = self.step
         axis = step.axis % len(step.x.shape)
-        kept, xs, (length,), (x_step,) = _cut(step.x, [axis])
-        _, ys, _, (y_step,) = _cut(step.y, [axis])
+        kept, xs, (length,), (x_step,) = cut_view(step.x, [axis])
+        _, ys, _, (y_step,) = cut_view(step.y, [axis])
         y_type = C_TYPES[step.y.dtype]
         value = "v - top - log_total" if step.is_log else "expf(v - top) * share"
         body = f"""
@@ -154,8 +145,8 @@ class NormWay:
         """Generate the kernel."""
         step = self.step
         last = len(step.x.shape) - 1
-        kept, xs, (length,), (x_step,) = _cut(step.x, [last])
-        _, ys, _, (y_step,) = _cut(step.y, [last])
+        kept, xs, (length,), (x_step,) = cut_view(step.x, [last])
+        _, ys, _, (y_step,) = cut_view(step.y, [last])
         x_type, y_type = C_TYPES[step.x.dtype], C_TYPES[step.y.dtype]
         arrays = [weights[name].astype(np.float32)
                   for name in (step.gain, step.shift) if name is not None]  # fmt: skip
@@ -169,7 +160,7 @@ class NormWay:
         ]
         add = ""
         if step.residual is not None:
-            _, rs, _, (r_step,) = _cut(step.residual, [last])
+            _, rs, _, (r_step,) = cut_view(step.residual, [last])
             parameters += f", const {C_TYPES[step.residual.dtype]}* residual"
             arguments.append(OfView(step.residual))
             add = f"const auto* more = residual + ({offset(rs, 'k')});"
@@ -240,8 +231,8 @@ class ReduceWay:
         """Generate the kernel."""
         step = self.step
         axes = sorted(axis % len(step.x.shape) for axis in step.axes)
-        kept, xs, sizes, steps = _cut(step.x, axes)
-        _, ys, _, _ = _cut(step.y, axes)
+        kept, xs, sizes, steps = cut_view(step.x, axes)
+        _, ys, _, _ = cut_view(step.y, axes)
         length = math.prod(sizes)
         inner = collapse(sizes, [steps])
         at = (
@@ -362,135 +353,3 @@ def reduce_ways(step: Reduce, target: Target) -> tuple[ReduceWay, ...]:
     first = _group(length, step.y.num_elements)
     groups = [first, *(g for g in (1, 32) if g != first)]
     return tuple(ReduceWay(step, group) for group in groups)
-
-
-_TOPK = """
-// One block per row. Keys order like the values (largest first), ties by index: the value's bits,
-// made monotonous, above the complement of the index, so that a greater key is always the better.
-__device__ __forceinline__ u64 key_of(float v, int index) {
-    u32 bits = __float_as_uint(v);
-    if (v == 0.0f) bits = 0;
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    if (!LARGEST) bits = ~bits;
-    if (v != v) bits = 0;  // last, as where NumPy sorts
-    return (u64)bits << 32 | (u32)~index;
-}
-extern "C" __global__ void __launch_bounds__(1024)
-topk(const X_TYPE* x, VALUE_TYPE* values, INDEX_TYPE* indices) {
-    extern __shared__ u64 keys[];
-    __shared__ int bins[256];
-    __shared__ int digit, above;
-    let_next_start();
-    wait_for_inputs();
-    i64 linear = blockIdx.x;
-    ROW
-    const X_TYPE* from = x + (X_AT);
-    // The K-th best key, eight bits at a time; only rows longer than what can be sorted need it.
-    u64 bound = 0;
-    if (LENGTH > SORTED) {
-        u64 prefix = 0;
-        int wanted = K;
-        for (int shift = 56; shift >= 0; shift -= 8) {
-            for (int i = threadIdx.x; i < 256; i += 1024) bins[i] = 0;
-            __syncthreads();
-            for (int i = threadIdx.x; i < LENGTH; i += 1024) {
-                u64 key = key_of(to_float(from[(i64)i * X_STEP]), i);
-                if (shift == 56 || key >> (shift + 8) == prefix >> (shift + 8))
-                    atomicAdd(&bins[key >> shift & 255], 1);
-            }
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                int seen = 0, d = 255;
-                while (d > 0 && seen + bins[d] < wanted) seen += bins[d--];
-                digit = d, above = seen;
-            }
-            __syncthreads();
-            prefix |= (u64)digit << shift;
-            wanted -= above;
-            __syncthreads();
-        }
-        bound = prefix;
-    }
-    // Every key is different, so exactly K of them reach the bound. Their order here is settled by
-    // the sort below, whatever order they arrive in.
-    __shared__ int count;
-    if (threadIdx.x == 0) count = 0;
-    for (int i = threadIdx.x; i < SORTED; i += 1024) keys[i] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < LENGTH; i += 1024) {
-        u64 key = key_of(to_float(from[(i64)i * X_STEP]), i);
-        if (LENGTH <= SORTED) keys[i] = key;
-        else if (key >= bound) keys[atomicAdd(&count, 1)] = key;
-    }
-    __syncthreads();
-    for (int size = 2; size <= SORTED; size *= 2)
-        for (int half = size / 2; half > 0; half /= 2) {
-            for (int i = threadIdx.x; i < SORTED / 2; i += 1024) {
-                int a = i / half * half * 2 + i % half, b = a + half;
-                bool is_down = (a & size) == 0;
-                u64 low = keys[a], high = keys[b];
-                if ((low < high) == is_down) keys[a] = high, keys[b] = low;
-            }
-            __syncthreads();
-        }
-    for (int i = threadIdx.x; i < K; i += 1024) {
-        int index = (int)~(u32)keys[i];
-        if (HAS_VALUES)
-            values[VALUES_AT + (i64)i * VALUE_STEP] =
-                from_float<VALUE_TYPE>(to_float(from[(i64)index * X_STEP]));
-        if (HAS_INDICES) indices[INDICES_AT + (i64)i * INDEX_STEP] = (INDEX_TYPE)index;
-    }
-}
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class TopKWay:
-    """One block per row: a radix search for the k-th best, then a sort of the chosen."""
-
-    step: TopK
-
-    @property
-    def name(self) -> str:
-        return "topk"
-
-    @property
-    def sorted_keys(self) -> int:
-        """Keys that are sorted in shared memory, a power of two."""
-        step = self.step
-        length = step.x.shape[-1]
-        chosen = length if length <= 2048 else max(step.k, 2)
-        return 1 << max((chosen - 1).bit_length(), 1)
-
-    def build(self, weights: Mapping[str, np.ndarray]) -> Built:
-        """Generate the kernel."""
-        step = self.step
-        last = len(step.x.shape) - 1
-        kept, xs, (length,), (x_step,) = _cut(step.x, [last])
-        values, indices = step.values or step.x, step.indices or step.x
-        _, vs, _, (value_step,) = _cut(values, [last])
-        _, ids, _, (index_step,) = _cut(indices, [last])
-        defines = (
-            f"X_TYPE={C_TYPES[step.x.dtype]}", f"VALUE_TYPE={C_TYPES[values.dtype]}",
-            f"INDEX_TYPE={C_TYPES[indices.dtype] if step.indices is not None else 'int'}",
-            f"LENGTH={length}", f"SORTED={self.sorted_keys}", f"K={step.k}",
-            f"LARGEST={int(step.largest)}", f"X_STEP={x_step}", f"VALUE_STEP={value_step}",
-            f"INDEX_STEP={index_step}", f"HAS_VALUES={int(step.values is not None)}",
-            f"HAS_INDICES={int(step.indices is not None)}",
-        )  # fmt: skip
-        text = _TOPK.replace("ROW\n", coordinates(kept or [1], "linear", "k", wide=True) + "\n")
-        text = text.replace("X_AT", offset(xs, "k")).replace("VALUES_AT", offset(vs, "k"))
-        text = text.replace("INDICES_AT", offset(ids, "k"))
-        made = Source(source("common.cuh") + text, defines)
-        launch = Launch(
-            0, "topk", (math.prod(kept), 1, 1), (1024, 1, 1),
-            (OfView(step.x), OfView(values), OfView(indices)), self.sorted_keys * 8,
-        )  # fmt: skip
-        return Built((made,), (), (launch,))
-
-
-def topk_ways(step: TopK, target: Target) -> tuple[TopKWay, ...]:
-    """The one way, where the chosen fit in shared memory."""
-    way = TopKWay(step)
-    can = step.x.dtype in _FLOATS and way.sorted_keys * 8 <= target.shared_bytes
-    return (way,) if can else ()

@@ -11,7 +11,15 @@ from saccade.errors import BuildError
 from saccade.native.ops import Activation
 from saccade.native.tensors import View
 
-__all__ = ["C_TYPES", "activation_defines", "literal", "places_of", "source"]
+__all__ = [
+    "C_TYPES",
+    "activation_defines",
+    "is_wide",
+    "literal",
+    "places_of",
+    "source",
+    "vector_bytes",
+]
 
 C_TYPES = {
     "float32": "float",
@@ -64,3 +72,14 @@ def places_of(name: str, view: View | None) -> tuple[str, str]:
     if not view.is_pixels:
         raise BuildError(f"a picture must have its channels side by side, it has {view.strides}")
     return f"{name}_PITCH={view.strides[2]}", f"{name}_IMAGE={view.strides[0]}LL"
+
+
+def vector_bytes(view: View) -> int:
+    """Bytes that can be moved at once: of every eighth channel's address."""
+    return view.alignment if view.strides[-1] == 1 or view.c == 1 else 2
+
+
+def is_wide(view: View, held: int) -> bool:
+    """Whether a thread's neighbouring channels can be stored at once."""
+    num_bytes = min(16, held * (4 if view.dtype == "float32" else 2))
+    return vector_bytes(view) >= num_bytes

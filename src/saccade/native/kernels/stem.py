@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.native.kernels.conv import as_bits, is_wide, permuted_channels
-from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, places_of, source
+from saccade.native.kernels.packing import pack_stem
+from saccade.native.kernels.sources import (
+    C_TYPES,
+    activation_defines,
+    is_wide,
+    literal,
+    places_of,
+    source,
+)
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
 from saccade.native.tensors import SIZES
 
-__all__ = ["StemTiling", "StemWay", "pack_stem", "stem_ways"]
+__all__ = ["StemTiling", "StemWay", "stem_ways"]
 
 _MAX_CHANNELS = 128
 
@@ -51,32 +58,6 @@ _TILINGS = (
     StemTiling(2, 64, 4, 2),
     StemTiling(8, 16, 4, 1),
 )
-
-
-def pack_stem(weights: np.ndarray, lead: int, block: int, dtype: str) -> np.ndarray:
-    """Weights in the order in which the kernel's threads hold them.
-
-    Args:
-        weights: (k, kh, kw, c) float32, c <= 4.
-        lead: Columns of zeros before the kernel's first.
-        block: Channels that a warp makes at a time.
-        dtype: float16 or bfloat16.
-
-    Returns:
-        uint16, (kh, quads, channels / 16, 32, 8).
-    """
-    num, kh, kw, c = weights.shape
-    quads = -(-(lead + kw) // 4)
-    channels = -(-num // block) * block
-    after = quads * 4 - lead - kw
-    whole = np.pad(weights, ((0, channels - num), (0, 0), (lead, after), (0, 4 - c)))
-    tiles = block // 8
-    # (blocks, q, which, g, kh, quads, half, t, two)
-    cut = whole.reshape(channels // block, block, kh, quads, 16)
-    cut = cut[:, permuted_channels(tiles).reshape(-1)]
-    cut = cut.reshape(channels // block, tiles // 2, 2, 8, kh, quads, 2, 4, 2)
-    packed = np.ascontiguousarray(cut.transpose(4, 5, 0, 1, 3, 7, 2, 6, 8))
-    return as_bits(packed, dtype).reshape(kh, quads, channels // 16, 32, 8)
 
 
 @dataclass(frozen=True, slots=True)

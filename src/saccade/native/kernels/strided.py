@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from saccade.native.tensors import SIZES, View
 
-__all__ = ["Axes", "collapse", "coordinates", "offset", "vector_width"]
+__all__ = ["Axes", "collapse", "coordinates", "cut_view", "offset", "vector_width"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +99,12 @@ def offset(strides: Sequence[int], name: str = "i") -> str:
             place = f"{name}{axis}"
             terms.append(place if stride == 1 else f"(i64){place} * {stride}")
     return " + ".join(terms) or "0"
+
+
+def cut_view(view: View, axes: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Sizes and strides of the axes that are kept, and of those that are gone through."""
+    kept = [axis for axis in range(len(view.shape)) if axis not in axes]
+    return (
+        [view.shape[a] for a in kept], [view.strides[a] for a in kept],
+        [view.shape[a] for a in axes], [view.strides[a] for a in axes],
+    )  # fmt: skip

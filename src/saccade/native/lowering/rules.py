@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from saccade.native.ops import Copy
+from saccade.native.ops import Copy, Fill
 from saccade.native.plan import Draft
 from saccade.native.tensors import View
 from saccade.native.views import image, reshaped, sliding_order
@@ -103,6 +103,10 @@ class Lowering:
         made = self.draft.new(name, pixels.shape, view.dtype)
         self.draft.steps.append(Copy(name, pixels, made))
         return made
+
+    def fill(self, name: str, view: View, value: float) -> None:
+        """One number everywhere, before all else: who computes what lies inside may write there."""
+        self.draft.steps.insert(0, Fill(name, view, value))
 
     def new_pictures(self, node: Node, shape: Sequence[int]) -> View:
         """A new buffer of pixels (n, h, w, c)."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from saccade.native.lowering.rules import Lowering, Node, Refused, Value, as_graph, rule
-from saccade.native.ops import Conv, Copy, Fill, Pool, Reduce, Resize, RoiAlign
+from saccade.native.ops import Conv, Copy, Pool, Reduce, Resize, RoiAlign
 from saccade.native.tensors import View
 from saccade.native.views import sliced, sliding_order
 
@@ -75,6 +75,56 @@ def _conv(low: Lowering, node: Node) -> Value:
             kernel=(kh, kw),
             bias=bias,
             stride=stride,
+            pads=pads,
+            dilation=dilation,
+            groups=groups,
+        )
+    )
+    return as_graph(made)
+
+
+@rule("ConvTranspose")
+def _conv_transpose(low: Lowering, node: Node) -> Value:
+    """Pixels spread out over zeros, then a convolution with the kernel turned round."""
+    weight = node.array(1, "weights")
+    if weight.ndim != 4 or node.get("auto_pad", "NOTSET") not in ("NOTSET", ""):
+        raise Refused("it has other than 2 dimensions, or auto_pad")
+    x, groups = low.pictures(node.value(0), node.name), int(node.get("group", 1))
+    stride, dilation = _pair(node, "strides"), _pair(node, "dilations")
+    _, per_group, kh, kw = weight.shape
+    top, left, bottom, right = (int(p) for p in node.get("pads", [0, 0, 0, 0]))
+    more = node.get("output_padding", [0, 0])
+    if "output_shape" in node.attributes:
+        raise Refused("its output_shape is given; pads are covered")
+    span_h, span_w = (kh - 1) * dilation[0], (kw - 1) * dilation[1]
+    pads = (span_h - top, span_w - left, span_h - bottom + more[0], span_w - right + more[1])
+    if min(pads) < 0:
+        raise Refused("its pads are larger than its kernel")
+    if stride != (1, 1):
+        size = ((x.h - 1) * stride[0] + 1, (x.w - 1) * stride[1] + 1)
+        wide = low.new_pictures(node, (x.n, *size, x.c))
+        spread = sliced(sliced(wide, 1, 0, size[0], stride[0]), 2, 0, size[1], stride[1])
+        low.fill(node.name, wide, 0.0)
+        low.draft.steps.append(Copy(node.name, x, spread))
+        x = wide
+    # (c, k / groups, kh, kw) becomes (k, kh, kw, c / groups), both axes of the kernel turned.
+    parts = weight.reshape(groups, x.c // groups, per_group, kh, kw)[..., ::-1, ::-1]
+    turned = parts.transpose(0, 2, 3, 4, 1).reshape(groups * per_group, kh, kw, x.c // groups)
+    oh = x.h + pads[0] + pads[2] - span_h
+    ow = x.w + pads[1] + pads[3] - span_w
+    made = low.new_pictures(node, (x.n, oh, ow, groups * per_group))
+    bias = None
+    if node.has(2):
+        bias = low.draft.weight(f"{node.name}:bias", _float(node.array(2, "the bias")))
+    stored = low.draft.weight(f"{node.name}:weight", np.ascontiguousarray(_float(turned)))
+    low.draft.steps.append(
+        Conv(
+            label=node.name,
+            x=x,
+            y=made,
+            weight=stored,
+            kernel=(kh, kw),
+            bias=bias,
             pads=pads,
             dilation=dilation,
             groups=groups,
@@ -195,7 +245,7 @@ def _pad(low: Lowering, node: Node) -> Value:
     inner = y
     for axis, size in enumerate(view.shape):
         inner = sliced(inner, axis, before[axis], before[axis] + size)
-    low.draft.steps.append(Fill(node.name, y, value))
+    low.fill(node.name, y, value)
     low.draft.steps.append(Copy(node.name, view, inner))
     return y
 
