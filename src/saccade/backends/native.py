@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["BACKEND", "NativeBackend"]
 
 
+# Name of an option to the values it may have; the first is the default.
+# libraries: whether cuDNN's kernels compete with our own, where it is installed.
+_OPTIONS = {"libraries": ("0", "1")}
 # Where a graph leaves the size of pictures open and none is told.
 TRIAL_SIZE_HW = (640, 640)
 
@@ -78,11 +81,13 @@ class NativeBackend:
 def _check(probed: Availability, model: Model, plan: Plan) -> None:
     if not probed.ok:
         raise BackendUnavailable(f"back end 'native' cannot be used: {probed.reason}")
-    if plan.options:
-        raise InputError(
-            "back end 'native' takes no options, got options "
-            f"{', '.join(name for name, _ in plan.options)}; leave them out"
-        )
+    for name, value in plan.options:
+        if value not in _OPTIONS.get(name, ()):
+            raise InputError(
+                "options of back end 'native' are "
+                + ", ".join(f"{n}={'|'.join(v)}" for n, v in _OPTIONS.items())
+                + f"; got {name}={value}"
+            )
     if not plan.device.startswith("cuda:"):
         raise BuildError(
             f"back end 'native' computes on device 'cuda:N', got {plan.device!r}; choose a card, "
@@ -106,7 +111,10 @@ def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngi
     from saccade.native.kernels.registry import KERNELS
 
     shapes = _shapes(model, plan, size_hw)
-    engine, _ = obtain(model.digest, lambda: _read(model), shapes, plan, KERNELS)
+    libraries = dict(plan.options).get("libraries") == "1"
+    engine, _ = obtain(
+        model.digest, lambda: _read(model), shapes, plan, KERNELS, libraries=libraries
+    )
     return engine
 
 

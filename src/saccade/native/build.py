@@ -96,7 +96,7 @@ def build(
     kernels: Kernels,
     *,
     timings: Timings | None = None,
-    libraries: bool = True,
+    libraries: bool = False,
 ) -> Engine:
     """Plan, measure, load.
 
@@ -208,6 +208,8 @@ def obtain(
     shapes: Mapping[str, tuple[int, ...]],
     wanted: Wanted,
     kernels: Kernels,
+    *,
+    libraries: bool = False,
 ) -> tuple[NativeEngine, Artefact]:
     """An engine from the user's cache folder, or built and put there.
 
@@ -217,19 +219,20 @@ def obtain(
         shapes: Input name to shape.
         wanted: Device and precision.
         kernels: All there are.
+        libraries: Whether other libraries' kernels may be chosen.
 
     Raises:
         As `build`.
     """
     with Device(int(wanted.device.partition(":")[2] or 0)) as device:
         key = key_of(device, kernels)
-    about = repr((digest, sorted(shapes.items()), wanted.precision, sorted(key.items())))
+    about = repr((digest, sorted(shapes.items()), wanted.precision, libraries, sorted(key.items())))
     name = hashlib.sha256(about.encode()).hexdigest()[:32]
     path = cache_dir().parent / "native-engines" / f"{name}.native"
     with contextlib.suppress(OSError, BuildError):
         # A file that cannot be read, or is damaged, is made anew.
         return loaded(path.read_bytes(), wanted, kernels)
-    made = build(read(), shapes, wanted, kernels)
+    made = build(read(), shapes, wanted, kernels, libraries=libraries)
     # Without a cache everything works, only the next start is slower.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
