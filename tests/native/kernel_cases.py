@@ -317,6 +317,11 @@ def _rows() -> Iterator[Case]:
         few = {0: lambda rng, size: rng.integers(-3, 3, size)}  # many ties
         yield Case(f"reduce {kind}", m.draft, ops.Reduce(kind, kind, x, y, (1,)), few)  # type: ignore[arg-type]
     m = _Maker()
+    x = m.array(5, 7, 4, 33)
+    values, indices = m.array(5, 7, 4, 4), m.array(5, 7, 4, 4, dtype="int64")
+    short = ops.TopK("rows", x, values, indices, 4)
+    yield Case("topk rows", m.draft, short, {0: _tied}, rtol=0.0, atol=0.0)
+    m = _Maker()
     step__ = ops.Reduce("m", "mean", m.picture(2, 20, 20, 24), m.picture(2, 1, 1, 24), (1, 2))
     yield Case("reduce pictures", m.draft, step__)
     for name, length, k, dtype, largest in (

@@ -10,7 +10,7 @@ import pytest
 from native.kernel_cases import CASES, Case, contents
 from saccade.cuda.compile import ARCHITECTURES, compile_kernels
 from saccade.cuda.runtime import Device
-from saccade.native.kernels.conv import as_bits
+from saccade.native.kernels.packing import as_bits
 from saccade.native.kernels.registry import KERNELS
 from saccade.native.launching import Addresses, Loader, put
 from saccade.native.ops import Conv, writes
