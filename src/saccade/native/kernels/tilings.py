@@ -61,9 +61,10 @@ class Tiling:
 
     @property
     def name(self) -> str:
+        kind = "wgmma" if self.is_joint else "conv"
         kept = "r" if self.is_resident else ""
         return (
-            f"{'wgmma' if self.is_joint else 'conv'} {self.th}x{self.tw}x{self.bn} w{self.wm}.{self.wn}.{self.wk} c{self.cc} "
+            f"{kind} {self.th}x{self.tw}x{self.bn} w{self.wm}.{self.wn}.{self.wk} c{self.cc} "
             f"s{self.stages}{kept} p{self.waves}"
         )
 
