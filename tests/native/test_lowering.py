@@ -90,6 +90,16 @@ CASES = {
         [("Conv", "x w", "y", {"group": 6, "pads": [1, 1, 1, 1]})],
         {"w": weights(12, 1, 3, 3)},
     ),
+    "quantised": (
+        [("QuantizeLinear", "x s z", "q", {}), ("MaxPool", "q", "p", {"kernel_shape": [2, 2]}),
+         ("DequantizeLinear", "p s z", "d", {}), ("DequantizeLinear", "w t k", "v", {"axis": 0}),
+         ("Conv", "d v", "c", {}), ("QuantizeLinear", "c t8 k8", "e", {"axis": 1}),
+         ("DequantizeLinear", "e t8 k8", "y", {"axis": 1})],
+        {"s": np.float32(0.05), "z": np.uint8(60),
+         "w": RNG.integers(-127, 128, (8, 6, 1, 1)).astype(np.int8),
+         "t": np.abs(weights(8)) / 64, "k": np.zeros(8, np.int8),
+         "t8": np.abs(weights(8)) + np.float32(0.1), "k8": np.arange(8, dtype=np.int8)},
+    ),
     "conv_transpose": (
         [("ConvTranspose", "x w b", "y", {"strides": [2, 3], "pads": [1, 0, 1, 2],
                                           "output_padding": [1, 0]})],

@@ -95,6 +95,24 @@ def test_half_plan_is_near(shared, precision):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
+def test_quantised_plan_is_as_near_as_onnxruntime_is_to_itself(shared):
+    """Where a sum is almost between two steps of a grid, its order decides; so not closer."""
+    ort = pytest.importorskip("onnxruntime")
+    model = read_model(shared / "models" / "fastestdet_352_qdq_int8.onnx")
+    shapes = shapes_of(model)
+    feeds = {"input.1": feeds_of(model, shapes)["input.1"]}
+    draft = drafted(load_tidy(model), shapes, "fp32")
+    got = interpret(placed(draft), feeds)["758"]
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (plain,) = ort.InferenceSession(str(model.path), options).run(None, feeds)
+    optimised = run_ort(model, feeds)["758"]
+    own = np.linalg.norm(plain - optimised)
+    assert np.linalg.norm(got - plain) <= max(2 * own, 1e-3 * np.linalg.norm(plain))
+
+
+@pytest.mark.shared
 def test_a_yolov8_network_is_convolutions_and_four_kinds_more(shared):
     model = read_model(shared / "models" / "cells_640.onnx")
     draft = drafted(load_tidy(model), shapes_of(model), "fp16")
