@@ -14,27 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saccade.backends._shapes import has_fixed_batch
-from saccade.errors import BuildError, EngineError, InputError
+from saccade.cuda.driver import device_index
+from saccade.errors import BuildError, EngineError
 from saccade.types import DeviceBuffer, DeviceEngine, Fallback, Model, Plan, Slot
 
 if TYPE_CHECKING:
     from saccade.cuda.runtime import Device, Stream
 
-__all__ = ["HostFedEngine", "device_index"]
+__all__ = ["HostFedEngine"]
 
 LoadDevice = Callable[[Model, Plan, tuple[int, int]], DeviceEngine]
-
-
-def device_index(device: str) -> int:
-    """The N of "cuda:N"; "cuda" alone is the first.
-
-    Raises:
-        InputError: It is not the name of a GPU.
-    """
-    name, _, number = device.partition(":")
-    if name != "cuda" or not (number or "0").isdecimal():
-        raise InputError(f"a GPU is named cuda:N, got {device!r}; choose one of saccade doctor's")
-    return int(number or 0)
 
 
 class HostFedEngine:

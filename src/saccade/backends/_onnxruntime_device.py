@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from saccade.backends._host_fed import device_index
 from saccade.backends._shapes import known_shape, static_shape
 from saccade.cuda import driver
-from saccade.cuda.driver import call
+from saccade.cuda.driver import call, device_index
 from saccade.cuda.runtime import Device, Graph, Stream
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
 from saccade.types import Availability, DeviceBuffer, Fallback, Model, Plan
@@ -221,7 +220,11 @@ def _open_session(
     }
     with translated("load", BuildError):
         session = onnxruntime.InferenceSession(
-            str(model.path), settings, providers=[(PROVIDER, provider)]
+            str(model.path),
+            settings,
+            providers=[(PROVIDER, provider)],
+            # Else the package tries again with its CPU provider.
+            enable_fallback=0,
         )
     if PROVIDER not in session.get_providers():
         raise BackendUnavailable(

@@ -11,7 +11,7 @@ import msgspec
 
 from saccade import backends
 from saccade.builder.records import Candidate, Recipe
-from saccade.errors import InputError
+from saccade.errors import InputError, SaccadeError
 from saccade.types import Model, Plan, Precision
 
 __all__ = [
@@ -103,9 +103,12 @@ def available_backends(
 
 def gpu_backends(usable: Iterable[str]) -> tuple[str, ...]:
     """Of the back ends that work here, those that also work on this machine's first GPU."""
-    from saccade.profiler.gpus import look_at_gpus
+    from saccade.profiler.gpus import look_at_cards
 
-    cards = look_at_gpus().gpus
+    try:
+        cards = look_at_cards()
+    except SaccadeError:
+        return ()
     if not cards or cards[0].problem:
         return ()
     able: list[str] = []

@@ -6,12 +6,22 @@ import functools
 import os
 from typing import Any
 
-from saccade.errors import BackendUnavailable, EngineError
+from saccade.errors import BackendUnavailable, EngineError, InputError
 
-__all__ = ["MIN_DRIVER", "bindings", "call", "has_own_queues", "start"]
+__all__ = [
+    "MIN_CAPABILITY",
+    "MIN_DRIVER",
+    "bindings",
+    "call",
+    "device_index",
+    "has_own_queues",
+    "start",
+]
 
 # CUDA 13.0, the first whose cubins and bindings this package is made for.
 MIN_DRIVER = 13000
+# Tensor cores for FP16 and BF16 that add in FP32, and copies that do not pass through registers.
+MIN_CAPABILITY = (8, 0)
 
 # Streams share the device's queues, eight by default, and what waits at the head of a queue holds
 # up the streams behind it: nvJPEG's wait three times as long, or for ever. See
@@ -38,6 +48,20 @@ _FATAL = {
 
 
 @functools.cache
+def device_index(device: str) -> int:
+    """The N of "cuda:N"; "cuda" alone is the first.
+
+    Raises:
+        InputError: It is not the name of a GPU.
+    """
+    name, _, number = device.partition(":")
+    if name != "cuda" or not (number or "0").isdecimal():
+        raise InputError(
+            f"a device must be cpu or cuda:N, got {device!r}; choose one that saccade doctor lists"
+        )
+    return int(number or 0)
+
+
 def bindings() -> Any:
     """The module cuda.bindings.driver.
 

@@ -87,9 +87,11 @@ class Device:
         self.shared_bytes = self._attribute(
             what.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         )
-        if self.capability < (8, 0):
+        if self.capability < driver.MIN_CAPABILITY:
+            wanted = ".".join(map(str, driver.MIN_CAPABILITY))
             raise BackendUnavailable(
-                f"cuda:{index} must have compute capability 8.0 or higher, {self.name} has "
+                f"cuda:{index} must have FP16 and BF16 tensor cores (compute capability {wanted} "
+                f"or higher), {self.name} has "
                 f"{self.capability[0]}.{self.capability[1]}; choose another --device"
             )
         self.num_allocations = 0

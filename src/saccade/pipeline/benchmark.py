@@ -241,7 +241,6 @@ class _Bench:
             thread.join()
         return sum(counts) / (time.perf_counter() - began_s)
 
-
     def _gpu_engine_per_s(self, seconds: float) -> float:
         """One inference after the other in a graph of its own, on what the last job left in the
         engine's input."""

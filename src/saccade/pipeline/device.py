@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from saccade import backends
+from saccade.cuda.driver import device_index
 from saccade.cuda.path import DevicePath, PathOptions
 from saccade.cuda.runtime import Device
 from saccade.errors import BackendUnavailable, EngineError, InputError
 from saccade.pipeline.device_feed import DeviceFeed
 from saccade.pipeline.device_memory import MemoryBook, check_limit, path_options, predict
 from saccade.pipeline.device_run import DeviceRun, fits, named, room_for
-from saccade.pipeline.devices import device_index
 from saccade.profiler.machine import num_cores
 from saccade.types import (
     Contract,
@@ -154,6 +154,14 @@ class DeviceSession:
         self._key = (thresholds, options)
         return self._path
 
+    def fitting(self, thresholds: Thresholds, options: PathOptions) -> PathOptions:
+        """Options with as many batches in flight as fit the limit, at least one."""
+        while self._limit_bytes is not None and options.num_slots > 1:
+            if sum(self._predict(thresholds, options).values()) <= self._limit_bytes:
+                break
+            options = dataclasses.replace(options, num_slots=options.num_slots - 1)
+        return options
+
     def measure(self) -> None:
         """Look at how much memory this session takes now, for `memory`."""
         if self._path is not None:
@@ -213,6 +221,8 @@ def start_run(
     room = path_options(
         plan.batch, num_slots=options.streams or _SLOTS, max_pixels=options.max_pixels
     )
+    if options.streams is None:
+        room = session.fitting(thresholds, room)
     workers = options.workers or num_cores()
     return DeviceRun(session, source, thresholds, room, workers=workers)
 

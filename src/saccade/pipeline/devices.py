@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+from saccade.cuda.driver import device_index
 from saccade.errors import BackendUnavailable, InputError
 
-__all__ = ["check_device", "device_index", "device_name", "parse_bytes"]
+__all__ = ["check_device", "device_name", "parse_bytes"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def device_index(device: str) -> int:
-    """The N of "cuda:N"; "cuda" alone is the first.
-
-    Raises:
-        InputError: It is not the name of a GPU.
-    """
-    name, _, number = device.partition(":")
-    if name != "cuda" or not (number or "0").isdecimal():
-        raise InputError(
-            f"a device must be cpu or cuda:N, got {device!r}; choose one that saccade doctor lists"
-        )
-    return int(number or 0)
 
 
 def device_name(text: str) -> str:

@@ -14,12 +14,11 @@ from typing import Any
 
 from saccade import backends
 from saccade.cuda import driver
-from saccade.cuda.driver import call
+from saccade.cuda.driver import MIN_CAPABILITY, call
 from saccade.errors import BackendUnavailable, SaccadeError
 from saccade.types import Availability
 
 __all__ = [
-    "MIN_CAPABILITY",
     "Gpu",
     "GpuMemory",
     "GpuReport",
@@ -28,9 +27,6 @@ __all__ = [
     "memory_of_gpu",
     "uuid_of",
 ]
-
-# As in saccade.cuda.runtime: tensor cores that add FP16 products in FP32, BF16, and cp.async.
-MIN_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
