@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 import time
 from typing import Any
 
@@ -28,6 +30,7 @@ from saccade.server.tracing import make_tracer
 __all__ = ["Front"]
 
 _SWEEP_S = 0.5
+_GRACE_S = 0.25
 
 
 class Front:
@@ -64,6 +67,8 @@ class Front:
         self.router = Router()
         self.heads: dict[bytes, Head] = {}
         self.http_limits = options.limits
+        self._first_id = f"{secrets.token_hex(6)}-"
+        self._numbers = itertools.count(1)
         self.is_draining = False
         self.is_ready = False
         self.too_many_connections = _closing_answer(
@@ -139,6 +144,8 @@ class Front:
         head = request.head
         endpoint: Any = head.endpoint
         self.stats.bytes_in += request.num_bytes
+        if self.log.with_requests and not request.id:
+            request.id = self.new_id()
         try:
             if type(endpoint) is Problem:
                 # Not raised: it is kept with the head, and each raise would make it longer.
@@ -155,9 +162,15 @@ class Front:
         else:
             self.spawn(self._finish(request, answer))
 
+    def new_id(self) -> str:
+        """A name for a request, as good as unique."""
+        return f"{self._first_id}{next(self._numbers):x}"
+
     async def _finish(self, request: HttpRequest, answer: Any) -> None:
         try:
-            request.send(await answer)
+            response = await answer
+            if response is not None:
+                request.send(response)
         except Exception as exc:
             self.fail(request, exc)
 
@@ -165,6 +178,7 @@ class Front:
         """Answer with an error; one that is our fault goes to the log with its trace."""
         problem = problem_of(exc)
         if problem.kind == "internal":
+            request.id = request.id or self.new_id()
             self.log.fault(request.id, exc)
         request.fail(problem)
 
@@ -206,6 +220,8 @@ class Front:
         self.is_draining = True
         self.is_ready = False
         end_s = time.monotonic() + self.options.drain_s
+        # What clients have sent already is still read and answered; then the idle ones are closed.
+        await asyncio.sleep(min(_GRACE_S, self.options.drain_s))
         while time.monotonic() < end_s:
             for connection in list(self._connections):
                 connection.close_when_idle()

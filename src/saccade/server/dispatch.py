@@ -255,7 +255,7 @@ class Dispatcher:
         """Send a job; False if there is no room for its payload now."""
         block, payload = -1, b""
         num_bytes = job.num_bytes
-        room = max(num_bytes, job.entry.answer_bytes)
+        room = max(num_bytes, min(job.entry.answer_bytes, self._arena.num_bytes // 8))
         waiting = engine.waiting_bytes + num_bytes
         if room > INLINE_BYTES or (num_bytes and waiting > MAX_INLINE_WAITING_BYTES):
             taken = self._arena.take(room)
@@ -274,8 +274,8 @@ class Dispatcher:
         queue = self._queues.get(entry.key)
         cost_s = entry.cost_s
         if queue is not None:
-            self._virtual_s = queue.start_s
-            queue.start_s += cost_s
+            self._virtual_s = max(self._virtual_s, queue.start_s)
+            queue.start_s = self._virtual_s + cost_s
         self._ahead_s[number] = self._ahead_s.get(number, 0.0) + cost_s
         job.sent_s = _now()
         entry.stats.num_running += 1

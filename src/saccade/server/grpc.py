@@ -343,16 +343,30 @@ class Grpc:
         if asked_id:
             made.infer_response.id = asked_id
         content = made.SerializeToString()
-        self._front.stats.count_response("grpc", problem.grpc_code)
+        self._count(stream, problem.grpc_code, 0)
         connection.send(stream, b"\0" + len(content).to_bytes(4, "big") + content)
         self._end_stream_if_done(connection, stream)
 
     def _answer(self, connection: Http2Connection, stream: Stream, content: bytes) -> None:
         stats = self._front.stats
         stats.bytes_out += len(content)
-        key = ("grpc", 0)
-        stats.responses[key] = stats.responses.get(key, 0) + 1
+        self._count(stream, 0, len(content))
         connection.answer(stream, _START, b"\0" + len(content).to_bytes(4, "big") + content, _OK)
+
+    def _count(self, stream: Stream, code: int, num_bytes: int) -> None:
+        """Count an answer, and log it if wanted."""
+        front = self._front
+        key = ("grpc", code)
+        front.stats.responses[key] = front.stats.responses.get(key, 0) + 1
+        if front.log.with_requests:
+            headers = stream.headers
+            front.log.event(
+                "call",
+                id=headers.get("x-request-id", "")[:128] or front.new_id(),
+                method=headers.get(":path", "")[:200].rpartition("/")[2],
+                code=code,
+                bytes_out=num_bytes,
+            )
 
     def _problem(self, exc: Exception) -> Problem:
         problem = problem_of(exc)
@@ -361,7 +375,7 @@ class Grpc:
         return problem
 
     def _refuse(self, connection: Http2Connection, stream: Stream, problem: Problem) -> None:
-        self._front.stats.count_response("grpc", problem.grpc_code)
+        self._count(stream, problem.grpc_code, 0)
         fields = ((":status", "200"), ("content-type", "application/grpc"), *_failure(problem))
         connection.refuse(stream, header_block(*fields))
 
@@ -369,7 +383,7 @@ class Grpc:
         problem = self._problem(exc)
         self.drop(stream)
         if stream.call is not None and stream.call.is_stream:
-            self._front.stats.count_response("grpc", problem.grpc_code)
+            self._count(stream, problem.grpc_code, 0)
             connection.end_answer(stream, header_block(*_failure(problem)))
         else:
             self._refuse(connection, stream, problem)

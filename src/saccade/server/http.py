@@ -271,7 +271,9 @@ class HttpRequest:
         self.respond(response.status, response.body, response.content_type, more)
 
     def fail(self, problem: Problem) -> None:
-        """Answer with an error."""
+        """Answer with an error, and with an id to ask about."""
+        if not self.id:
+            self.id = self._connection.new_id()
         more = f"retry-after: {problem.retry_after_s}\r\n" if problem.retry_after_s else ""
         if problem.status == 401:
             more += 'www-authenticate: Bearer realm="saccade"\r\n'
@@ -303,6 +305,11 @@ class HttpConnection(asyncio.Protocol):
         self._is_paused = False
         self._is_write_paused = False
         self._since_s = 0.0
+        self._num_unsent = 0  # at the last sweep
+
+    def new_id(self) -> str:
+        """What a request is called whose client did not name it."""
+        return str(self._app.new_id())
 
     # asyncio calls these.
 
@@ -331,7 +338,8 @@ class HttpConnection(asyncio.Protocol):
             data = data[dropped:]
         if self._is_lingering or not data:
             return
-        if self._request is not None:
+        if self._request is not None or (self._is_write_paused and self._head is None):
+            # It waits for its turn; a client that does not read its answers gets no more.
             self._held += data
             if len(self._held) > _MAX_AHEAD_BYTES and not self._is_paused:
                 self._is_paused = True
@@ -353,6 +361,9 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
+        self._since_s = time.monotonic()
+        if self._request is None and self._head is None:
+            self._go_on()
 
     # Reading.
 
@@ -525,17 +536,19 @@ class HttpConnection(asyncio.Protocol):
             self._linger()
             return
         self._since_s = time.monotonic()
-        if self._is_paused:
-            self._is_paused = False
-            transport.resume_reading()
-        if self._held:
+        if self._held or self._is_paused:
             # Not from within the call that answered: a client that sends many requests at once
             # would make the stack as deep.
             self._app.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
+        if self._is_write_paused or self._is_ending or self._request is not None:
+            return
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
         data, self._held = self._held, b""
-        if data and not self._is_ending and self._request is None:
+        if data:
             self._take_head(data)
 
     def _linger(self) -> None:
@@ -556,8 +569,12 @@ class HttpConnection(asyncio.Protocol):
         """End what takes too long; called about twice a second."""
         limits, age_s = self._limits, now_s - self._since_s
         if self._is_write_paused:
-            if age_s > limits.write_s:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._num_unsent:
+                self._since_s = now_s
+            elif age_s > limits.write_s:
                 self._transport.abort()
+            self._num_unsent = unsent
         elif self._is_lingering:
             if age_s > _LINGER_S:
                 self._transport.abort()

@@ -135,6 +135,7 @@ class Http2Connection(asyncio.Protocol):
         self._is_leaving = False
         self._is_write_paused = False
         self._write_since_s = 0.0
+        self._num_unsent = 0  # at the last sweep
 
     # asyncio calls these.
 
@@ -204,9 +205,12 @@ class Http2Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._is_write_paused = True
         self._write_since_s = time.monotonic()
+        # Who does not read answers may not ask for more.
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
+        self._transport.resume_reading()
 
     # Frames.
 
@@ -460,8 +464,13 @@ class Http2Connection(asyncio.Protocol):
     def sweep(self, now_s: float, body_s: float, write_s: float) -> None:
         """End what takes too long; called about twice a second."""
         self._num_idle = 0
-        if self._is_write_paused and now_s - self._write_since_s > write_s:
-            self._transport.abort()
+        if self._is_write_paused:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._num_unsent:
+                self._write_since_s = now_s
+            elif now_s - self._write_since_s > write_s:
+                self._transport.abort()
+            self._num_unsent = unsent
         elif not self._has_preface and now_s - self._since_s > body_s:
             self._transport.close()
 

@@ -77,6 +77,13 @@ class InferRequest(msgspec.Struct, frozen=True):
     num_bytes: int
     is_binary: bool
 
+    @property
+    def has_binary_outputs(self) -> bool:
+        """Whether all outputs are sent as bytes."""
+        if not self.outputs:
+            return self.is_binary
+        return all(output.is_binary or output.region for output in self.outputs)
+
 
 _decode = msgspec.json.Decoder(_Request).decode
 _encode = msgspec.json.Encoder().encode

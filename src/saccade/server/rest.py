@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import msgspec
 
 from saccade.server.http import HttpRequest, Response
 from saccade.server.inference import schedule_of, start_infer
-from saccade.server.kserve import read_infer, write_infer
+from saccade.server.kserve import InferRequest, read_infer, write_infer
+from saccade.server.models import Face, ModelEntry
 from saccade.server.problems import Problem
 from saccade.server.protocol import server_metadata
 from saccade.server.routes import Endpoint, Router
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Rest", "body_of"]
 
 _BINARY_LINE = "inference-header-content-length: {}\r\n"
+# JSON that is longer is read and written on another thread, so that the loop goes on.
+_LONG_BYTES = 256 << 10
+_MAX_JSON_BYTES = 16 << 20
 _json = msgspec.json.Encoder().encode
 
 
@@ -127,33 +132,73 @@ class Rest:
 
     # Inference.
 
-    def infer(self, request: HttpRequest, name: str, version: str = "") -> None:
+    def infer(self, request: HttpRequest, name: str, version: str = "") -> Any:
         """Run a network on tensors, or find objects in pictures."""
-        front = self._front
-        face = front.repository.ready(name, version)
+        face = self._front.repository.ready(name, version)
         headers = request.head.headers
-        body = body_of(request, front.http_limits.max_body_bytes)
-        header = headers.get("inference-header-content-length")
-        asked = read_infer(body, _header_bytes(header), front.regions.find)
+        header = _header_bytes(headers.get("inference-header-content-length"))
+        num_json = request.num_bytes if header is None else header
+        if num_json > _MAX_JSON_BYTES:
+            raise Problem(
+                "large",
+                f"tensors as JSON must have at most {_MAX_JSON_BYTES} bytes",
+                f"these have {num_json}",
+                "send them with the binary extension",
+            )
+        if num_json > _LONG_BYTES or "content-encoding" in headers:
+            return self._infer_later(request, face, header)
+        self._start(request, face, self._asked(request, header))
+        return None
+
+    async def _infer_later(
+        self, request: HttpRequest, face: ModelEntry | Face, header: int | None
+    ) -> None:
+        """Read what takes long on another thread: others are answered meanwhile."""
+        asked = await self._front.loop.run_in_executor(None, self._asked, request, header)
+        if request.is_open:
+            self._start(request, face, asked)
+
+    def _asked(self, request: HttpRequest, header: int | None) -> InferRequest:
+        body = body_of(request, self._front.http_limits.max_body_bytes)
+        return read_infer(body, header, self._front.regions.find)
+
+    def _start(self, request: HttpRequest, face: ModelEntry | Face, asked: InferRequest) -> None:
+        front = self._front
 
         def on_end(reply: Any, content: bytes) -> None:
             if isinstance(reply, Problem):
                 request.fail(reply)
                 return
             request.done = reply
+            if reply.num_bytes > _LONG_BYTES and not asked.has_binary_outputs:
+                front.spawn(self._answer_later(request, face, asked, reply, content))
+                return
             try:
                 num, answer = write_infer(face.name, face.version, asked, reply, content)
             except Exception as exc:
                 front.fail(request, exc)
                 return
-            if num is None:
-                request.respond(200, answer)
-            else:
-                line = _BINARY_LINE.format(num)
-                request.respond(200, answer, "application/octet-stream", line)
+            _answer(request, num, answer)
 
         schedule = schedule_of(asked.parameters)
         request.on_gone = start_infer(front.dispatcher, face, asked, schedule, on_end)
+
+    async def _answer_later(
+        self,
+        request: HttpRequest,
+        face: ModelEntry | Face,
+        asked: InferRequest,
+        reply: Any,
+        content: bytes,
+    ) -> None:
+        """Write long tensors as JSON on another thread."""
+        write = functools.partial(write_infer, face.name, face.version, asked, reply, content)
+        try:
+            num, answer = await self._front.loop.run_in_executor(None, write)
+        except Exception as exc:
+            self._front.fail(request, exc)
+            return
+        _answer(request, num, answer)
 
     # Models.
 
@@ -219,6 +264,14 @@ class Rest:
     def change_trace_settings(self, request: HttpRequest, name: str = "") -> Response:
         """Change how calls are traced."""
         return Response(body=_json(self._control.trace_settings(_object(request))))
+
+
+def _answer(request: HttpRequest, num_json: int | None, body: bytes) -> None:
+    if num_json is None:
+        request.respond(200, body)
+    else:
+        line = _BINARY_LINE.format(num_json)
+        request.respond(200, body, "application/octet-stream", line)
 
 
 def body_of(request: HttpRequest, max_bytes: int) -> bytes:
