@@ -79,7 +79,7 @@ def _overview(reports: list[Row]) -> str:
             [
                 report["title"],
                 _rate(base),
-                report["candidates"][report["chosen"]]["label"],
+                report["candidates"][report["chosen"]]["label"] + _remark(report),
                 _rate(chosen),
                 _times(report),
                 f"{_key(report)} {score} ({wanted})",
@@ -89,6 +89,14 @@ def _overview(reports: list[Row]) -> str:
             ]
         )
     return markdown(rows)
+
+
+def _remark(report: Row) -> str:
+    p99_ms = report["rows"][report["chosen"]]["speed"]["latency_p99_ms"]
+    if report["objective"] == "latency":
+        return "; rates are 1 / latency of single pictures"
+    is_broken = report["latency_ms"] is not None and p99_ms > report["latency_ms"]
+    return "; nothing that passed keeps the limit" if is_broken else ""
 
 
 def _times(report: Row) -> str:
