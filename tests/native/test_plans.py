@@ -96,6 +96,22 @@ def test_half_plan_is_near(shared, precision):
 
 @pytest.mark.shared
 @pytest.mark.slow
+def test_pictures_fed_as_halves(shared):
+    model = read_model(shared / "models" / "light_person_192.onnx")
+    shapes = shapes_of(model)
+    feeds = {"images": np.round(feeds_of(model, shapes)["images"] * 255)}
+    proto = load_tidy(model)
+    plain, half = (
+        placed(drafted(proto, shapes, "fp16", half_inputs=is_half)) for is_half in (False, True)
+    )
+    assert [spec.dtype for spec in (*plain.inputs, *half.inputs)] == ["float32", "float16"]
+    one, other = (interpret(plan, feeds)["output"] for plan in (plain, half))
+    # Whole numbers up to 255 are the same as halves.
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
 def test_quantised_plan_is_as_near_as_onnxruntime_is_to_itself(shared):
     """Where a sum is almost between two steps of a grid, its order decides; so not closer."""
     ort = pytest.importorskip("onnxruntime")

@@ -33,7 +33,8 @@ __all__ = ["BACKEND", "NativeBackend"]
 
 # Name of an option to the values it may have; the first is the default.
 # libraries: whether cuDNN's kernels compete with our own, where it is installed.
-_OPTIONS = {"libraries": ("0", "1")}
+# input: pictures arrive in the graph's element type, or in the plan's.
+_OPTIONS = {"libraries": ("0", "1"), "input": ("model", "plan")}
 # Where a graph leaves the size of pictures open and none is told.
 TRIAL_SIZE_HW = (640, 640)
 
@@ -111,9 +112,15 @@ def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngi
     from saccade.native.kernels.registry import KERNELS
 
     shapes = _shapes(model, plan, size_hw)
-    libraries = dict(plan.options).get("libraries") == "1"
+    options = dict(plan.options)
     engine, _ = obtain(
-        model.digest, lambda: _read(model), shapes, plan, KERNELS, libraries=libraries
+        model.digest,
+        lambda: _read(model),
+        shapes,
+        plan,
+        KERNELS,
+        libraries=options.get("libraries") == "1",
+        half_inputs=options.get("input") == "plan",
     )
     return engine
 

@@ -20,7 +20,7 @@ from saccade.native.engine import NativeEngine, Options
 from saccade.native.launching import Loader
 from saccade.native.memory import placed
 from saccade.native.ops import Step
-from saccade.native.plan import Plan
+from saccade.native.plan import Draft, Plan
 from saccade.native.seam import Kernels, Target
 from saccade.native.tuning import Choice, Timings, check_ways, choose
 from saccade.types import Plan as Wanted
@@ -97,6 +97,7 @@ def build(
     *,
     timings: Timings | None = None,
     libraries: bool = False,
+    half_inputs: bool = False,
 ) -> Engine:
     """Plan, measure, load.
 
@@ -107,6 +108,7 @@ def build(
         kernels: All there are.
         timings: Where times are kept; by default in the user's cache folder.
         libraries: Whether other libraries' kernels may be chosen.
+        half_inputs: Whether pictures are fed in the plan's precision, not in the graph's type.
 
     Raises:
         BuildError: A node or a step is not covered; names it.
@@ -121,7 +123,8 @@ def build(
         def can_run(step: Step) -> bool:
             return bool(kernels.ways(step, target))
 
-        plan = planned(proto, shapes, wanted.precision, can_run, device.memory()[1])
+        draft = drafted(proto, shapes, wanted.precision, can_run, half_inputs=half_inputs)
+        plan = roomy(draft, device.memory()[1])
         loader = Loader(device, kernels)
         choices = choose(plan, device, loader, kernels, target, timings)
         built = [choice.built for choice in choices]
@@ -170,15 +173,8 @@ def loaded(raw: bytes, wanted: Wanted, kernels: Kernels) -> tuple[NativeEngine, 
     return engine, artefact
 
 
-def planned(
-    proto: onnx.ModelProto,
-    shapes: Mapping[str, tuple[int, ...]],
-    precision: str,
-    can_run: Callable[[Step], bool],
-    device_bytes: int,
-) -> Plan:
+def roomy(draft: Draft, device_bytes: int) -> Plan:
     """A plan whose buffers lie apart, so that steps can run side by side, where there is room."""
-    draft = drafted(proto, shapes, precision, can_run)
     plan = placed(draft, share=False)
     return plan if plan.arena_bytes <= device_bytes * MAX_APART_SHARE else placed(draft)
 
@@ -198,7 +194,7 @@ def check(
     def can_run(step: Step) -> bool:
         return bool(kernels.ways(step, target))
 
-    plan = planned(proto, shapes, wanted.precision, can_run, 1 << 62)
+    plan = placed(drafted(proto, shapes, wanted.precision, can_run))
     check_ways(plan, [kernels.ways(step, target) for step in plan.steps])
 
 
@@ -210,6 +206,7 @@ def obtain(
     kernels: Kernels,
     *,
     libraries: bool = False,
+    half_inputs: bool = False,
 ) -> tuple[NativeEngine, Artefact]:
     """An engine from the user's cache folder, or built and put there.
 
@@ -219,7 +216,8 @@ def obtain(
         shapes: Input name to shape.
         wanted: Device and precision.
         kernels: All there are.
-        libraries: Whether other libraries' kernels may be chosen.
+        libraries: As in `build`.
+        half_inputs: As in `build`.
 
     Raises:
         As `build`.
@@ -232,7 +230,7 @@ def obtain(
     with contextlib.suppress(OSError, BuildError):
         # A file that cannot be read, or is damaged, is made anew.
         return loaded(path.read_bytes(), wanted, kernels)
-    made = build(read(), shapes, wanted, kernels, libraries=libraries)
+    made = build(read(), shapes, wanted, kernels, libraries=libraries, half_inputs=half_inputs)
     # Without a cache everything works, only the next start is slower.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,8 @@ def drafted(
     shapes: Mapping[str, tuple[int, ...]],
     precision: str = "fp16",
     can_run: Callable[[Step], bool] = lambda step: True,
+    *,
+    half_inputs: bool = False,
 ) -> Draft:
     """A draft that computes what a graph does, ready to be placed.
 
@@ -44,6 +46,7 @@ def drafted(
         shapes: Input name to shape.
         precision: "fp32", "fp16" or "bf16".
         can_run: Whether there is a kernel for a step; decides between ways to say the same.
+        half_inputs: Whether pictures are fed in the plan's precision, not in the graph's type.
 
     Raises:
         BuildError: Names the nodes that are not covered.
@@ -63,7 +66,7 @@ def drafted(
     fuse_boxes(draft, can_run)
     half = TYPES[precision]
     if half != "float32":
-        set_precision(draft, half)
+        set_precision(draft, half, half_inputs=half_inputs)
     pack_inputs(draft, half, can_run)
     draft.drop_dead()
     sink_fills(draft)

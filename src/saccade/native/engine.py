@@ -22,6 +22,7 @@ from saccade.native.depends import depends, scheduled
 from saccade.native.launching import Addresses, Bound, Loader, put, zero
 from saccade.native.plan import Plan
 from saccade.native.seam import Built
+from saccade.native.tensors import SIZES
 from saccade.types import DeviceBuffer, Fallback
 from saccade.types import Plan as Wanted
 
@@ -185,7 +186,7 @@ def _sizes(plan: Plan, built: Sequence[Built]) -> dict[str, int]:
 
 def _device_buffer(address: int, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
     count = int(np.prod(shape, dtype=np.int64))
-    return DeviceBuffer(address, shape, dtype, count * np.dtype(dtype).itemsize)
+    return DeviceBuffer(address, shape, dtype, count * SIZES[dtype])
 
 
 def _is_capturing(stream: int) -> bool:

@@ -33,8 +33,14 @@ __all__ = ["set_precision"]
 _HEAVY = (Conv, MatMul, Pool, PoolChain, Resize, GridSample, RoiAlign, Attention)
 
 
-def set_precision(draft: Draft, half: DType) -> None:
-    """Give buffers their types; half is "float16" or "bfloat16"."""
+def set_precision(draft: Draft, half: DType, *, half_inputs: bool = False) -> None:
+    """Give buffers their types.
+
+    Args:
+        draft: Changed in place.
+        half: "float16" or "bfloat16".
+        half_inputs: Whether pictures are fed as halves too.
+    """
     is_half = {
         view.buffer
         for step in draft.steps
@@ -57,6 +63,11 @@ def set_precision(draft: Draft, half: DType) -> None:
             made.dtype = half
             if made.kind == "constant" and half == "float16":
                 draft.constants[number] = draft.constants[number].astype(np.float16)
+    if half_inputs:
+        for view in draft.inputs.values():
+            made = draft.buffers[view.buffer]
+            if len(view.shape) == 4 and made.dtype == "float32":
+                made.dtype = half
     draft.retyped()
 
 
