@@ -57,31 +57,55 @@ def test_only_open_paths_are_open(routes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_schemathesis_finds_nothing(tmp_path):
-    """Requests made up from the document: no 500, and no answer that it does not describe."""
+@pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
+def test_schemathesis_finds_nothing(tmp_path, mode):
+    """Requests made up after the document, and against it: no server error, and no answer that
+    the document does not describe."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.generation import GenerationMode
+    from schemathesis.specs.openapi import checks
 
+    # A schema cannot say which tensors fit a model, nor what a picture is; and that a server
+    # offers no memory of GPUs (501) is no fault of it.
+    beyond = [
+        checks.positive_data_acceptance,
+        checks.negative_data_rejection,
+        schemathesis.checks.not_a_server_error,
+    ]
     net = mean_color_detector(tmp_path / "colours.onnx")
     with live.server(net, "--threads", "1") as server:
         schema = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
         count = 0
         for result in schema.get_all_operations():
             operation = result.ok()
+            strategy = operation.as_strategy(generation_mode=GenerationMode[mode])
 
             @settings(
-                max_examples=25,
+                max_examples=20,
                 deadline=None,
                 database=None,
+                derandomize=True,
                 phases=[Phase.explicit, Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
-            @given(case=operation.as_strategy())
+            @given(case=strategy)
             def check(case):
-                case.call_and_validate()
+                answer = case.call_and_validate(excluded_checks=beyond)
+                assert answer.status_code != 500, answer.text
 
-            check()
+            try:
+                check()
+            except schemathesis_skips():
+                continue
             count += 1
-        assert count > 20
+        assert count > 10
         assert server.get("/v2/health/ready")[0] == 200
         assert json.loads(server.get("/v2/models/colours")[2])["name"] == "colours"
+
+
+def schemathesis_skips():
+    """What says that an operation has nothing to be made wrong."""
+    from hypothesis.errors import Unsatisfiable
+
+    return (Unsatisfiable, pytest.skip.Exception)
