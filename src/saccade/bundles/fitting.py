@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from saccade import backends
 from saccade.bundles.manifest import Needs
-from saccade.errors import InputError
+from saccade.errors import InputError, SaccadeError
+from saccade.profiler.gpus import look_at_cards
 from saccade.profiler.machine import Machine, machine, versions
 
 if TYPE_CHECKING:
@@ -59,7 +60,21 @@ def needs_of(backend: str, device: str, here: Machine | None = None) -> Needs:
         num_cores=here.num_cores,
         packages=versions(PREPARING_PACKAGES),
         saccade=here.versions.get("saccade", "unknown"),
+        gpu="" if device == "cpu" else _card(device),
     )
+
+
+def _card(device: str) -> str:
+    """A card in words; cards of another kind compute with other kernels."""
+    try:
+        cards = look_at_cards()
+    except SaccadeError:
+        return "none"
+    number = device.partition(":")[2] or "0"
+    found = [card for card in cards if str(card.index) == number]
+    if not found:
+        return "none"
+    return f"{found[0].name} ({'.'.join(map(str, found[0].capability))})"
 
 
 def fits(bundle: Bundle, here: Needs | None = None) -> list[Mismatch]:
@@ -82,6 +97,7 @@ def _answers(wanted: Needs, here: Needs) -> list[Mismatch]:
     pairs = (
         ("back end", wanted.backend_version, here.backend_version),
         ("architecture", wanted.architecture, here.architecture),
+        ("GPU", wanted.gpu, here.gpu),
     )
     found = [Mismatch(name, a, b, True) for name, a, b in pairs if a != b]
     missing = [s for s in wanted.instruction_sets if s not in here.instruction_sets]

@@ -44,6 +44,7 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         num_cores: Cores that streams, threads and workers were chosen for.
         packages: Versions of what decodes and prepares pictures.
         saccade: Version that wrote the bundle.
+        gpu: Name and compute capability of the card, or "" on a processor.
     """
 
     backend: str
@@ -54,6 +55,7 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     num_cores: int
     packages: dict[str, str]
     saccade: str
+    gpu: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
