@@ -3,8 +3,8 @@
     python -m bench.serve.abuse [--seconds 1800] [--kill-every 60] [-o FILE]
 
 More is asked of the server than it can do, and an engine process is killed every minute. Counted
-are wrong answers, requests without an answer, answers that do not fit what was sent, how long it
-takes until a new request is answered after a kill, and the server's memory and open files.
+are wrong answers, requests without an answer, answers that do not fit what was sent, how long after
+a kill the next right answer comes, and the server's memory and open files.
 
 What passes: nothing wrong, nothing unanswered, memory in the last fifth of the time within 5 % of
 the second fifth's, recovery in less than 2 s.
@@ -42,6 +42,7 @@ from bench.serve.server import Server, exchange, free_port
 
 NUM_GOOD, NUM_TENSOR, NUM_BAD = 8, 4, 8
 FLOOD_CONNECTIONS, FLOOD_S = 512, 10.0
+ON_ITS_WAY_S = 0.05
 ANSWER_S = 60.0  # a request that has no answer after this long has none
 MAX_MEMORY_DRIFT, MAX_RECOVERY_S = 0.05, 2.0
 SAMPLE_S = 2.0
@@ -153,7 +154,8 @@ class Abuse:
         ]
         self.odd_status: dict[str, int] = {}
         self.memory: list[tuple[float, int, int]] = []
-        self.recoveries: list[float] = []
+        self.kills_s: list[float] = []
+        self.right_s: list[float] = []  # when right answers came, of any client
         self.begun = 0.0
         self.engines_killed = 0
 
@@ -200,6 +202,7 @@ class Abuse:
             if status == 200:
                 if self.is_right(which, body):
                     self.tally.saw("good", "right")
+                    self.right_s.append(time.monotonic())
                 else:
                     self.tally.fault("good", f"wrong answer to picture {which}: {body[:200]!r}")
             else:
@@ -341,22 +344,31 @@ class Abuse:
             ]
             self.rng.choice(victims).send_signal(signal.SIGKILL)
             self.engines_killed += 1
-            began_s = time.monotonic()
-            self.recoveries.append(await self.recovered(began_s))
+            self.kills_s.append(time.monotonic())
+            await self.see_recovery(time.monotonic())
             await asyncio.sleep(self.kill_every / 2)
 
-    async def recovered(self, began_s: float) -> float:
-        """Seconds until a request that was begun afterwards has a good answer."""
+    async def see_recovery(self, began_s: float) -> None:
+        """Ask until a request that was begun after the kill has a good answer."""
         connection = Connection(self.server.port)
         while time.monotonic() - began_s < ANSWER_S:
             answer = await self.expect("after a kill", connection, self.requests[0])
             if answer is not None and answer[0] == 200:
                 connection.close()
                 self.tally.saw("after a kill", "right")
-                return time.monotonic() - began_s
+                self.right_s.append(time.monotonic())
+                return
             await asyncio.sleep(0.02)
         self.tally.fault("after a kill", "no good answer")
-        return ANSWER_S
+
+    def recoveries(self) -> list[float]:
+        """Seconds from each kill to the next right answer; what was on its way then is left out."""
+        times = np.sort(self.right_s)
+        found = []
+        for kill_s in self.kills_s:
+            later = times[np.searchsorted(times, kill_s + ON_ITS_WAY_S) :]
+            found.append(float(later[0] - kill_s) if len(later) else ANSWER_S)
+        return found
 
     async def weigher(self) -> None:
         """Memory and open files of the server's processes."""
@@ -374,6 +386,7 @@ class Abuse:
         seed = 0
         while self.left_s() > 1.0:
             seed += 1
+            began_s = time.monotonic()
             load = await asyncio.to_thread(
                 run_load,
                 self.flood_requests,
@@ -390,6 +403,7 @@ class Abuse:
                     self.tally.fault("flood", f"status {answer.status}: {answer.body[:200]!r}")
                 elif self.is_right(answer.index, answer.body):
                     self.tally.saw("flood", "right")
+                    self.right_s.append(began_s + answer.done_s)
                 else:
                     self.tally.fault("flood", f"wrong answer to picture {answer.index}")
                 await asyncio.sleep(0)
@@ -476,7 +490,7 @@ class Abuse:
             "num_faults": self.tally.num_faults,
             "faults": self.tally.faults,
             "engines_killed": self.engines_killed,
-            "recovery_s": [round(value, 3) for value in self.recoveries],
+            "recovery_s": [round(value, 3) for value in self.recoveries()],
             "memory": memory_of(self.memory),
             "right_afterwards": alive,
             "log_tail": self.server.log_tail() if last_error else "",

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 
 import bench.serve.contenders
 from bench import environment, reference
@@ -42,6 +43,8 @@ OPEN_CONNECTIONS = 256
 LOW_RATES = {"light_person_192": (20.0, 80.0), "cells_640": (5.0,)}
 PART_OF_MOST = 0.7
 BARE_SECONDS = 2.0
+# What other processes of the machine may take of a run, and how often it is repeated for that.
+MAX_OTHER_CORES, MAX_REPEATS = 0.1, 3
 MAX_BOX_SHIFT, MAX_SCORE_SHIFT = 0.5, 0.005
 BASELINE = "saccade"
 
@@ -135,15 +138,29 @@ class Contender:
         return run_load(self.requests, self.server.port, **how)
 
     def timed(self, **how: Any) -> dict[str, Any]:
+        """One run that nobody else disturbed; a disturbed one is repeated, whoever is measured.
+
+        Raises:
+            ServerError: An answer was wrong or missing.
+        """
+        num_repeats = 0
+        while True:
+            row = self.timed_once(**how)
+            if row["other_cores"] <= MAX_OTHER_CORES or num_repeats == MAX_REPEATS:
+                return {**row, "num_repeats": num_repeats}
+            say(f"  {self.name}: others took {row['other_cores']:.2f} cores; once more")
+            num_repeats += 1
+
+    def timed_once(self, **how: Any) -> dict[str, Any]:
         """One run with its figures; its answers are checked after the clock has stopped.
 
         Raises:
             ServerError: An answer was wrong or missing.
         """
         assert self.server is not None
-        before_s = self.server.cpu_s()
+        machine_s, before_s = machine_cpu_s(), self.server.cpu_s()
         load = self.load(**how)
-        server_s = self.server.cpu_s() - before_s
+        server_s, busy_s = self.server.cpu_s() - before_s, machine_cpu_s() - machine_s
         good = load.good()
         if not good:
             raise ServerError(f"{self.name}: no good answer; {self.server.log_tail()}")
@@ -155,6 +172,7 @@ class Contender:
             "rate_per_s": round(load.rate(), 2),
             "cpu_ms": round(1e3 * server_s / len(good), 4),
             "load_cpu_ms": round(1e3 * load.cpu_s / len(good), 4),
+            "other_cores": round((busy_s - server_s - load.cpu_s) / load.wall_s, 3),
             **{f"p{p:g}_ms": round(load.latency_ms(p), 3) for p in (50, 90, 99)},
             "latencies_ms": [round(1e3 * (a.done_s - a.due_s), 2) for a in good]
             if how.get("rate")
@@ -177,6 +195,13 @@ class Contender:
         if key not in self._seen:
             self._seen[key] = same(self.module.read(body), self.expected[index])
         return self._seen[key]
+
+
+def machine_cpu_s() -> float:
+    """Seconds that all cores have worked for anyone, or were taken away, since the start."""
+    times = psutil.cpu_times()
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(times, name, 0.0) for name in names))
 
 
 def same(got: tuple[np.ndarray, ...], want: tuple[np.ndarray, ...]) -> bool:

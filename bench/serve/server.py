@@ -174,6 +174,8 @@ class Server:
         for process in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        with contextlib.suppress(ProcessLookupError):  # what lost its parent before that
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._log.close()
 
 
