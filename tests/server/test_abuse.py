@@ -15,7 +15,26 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("httptools", reason="package httptools is not installed (extra serve)")
+
+from saccade.server import http
+from saccade.server.problems import Problem
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("length", ["9" * 10, "9" * 19, "0" * 30 + "9" * 19])
+def test_a_length_past_any_limit_is_a_length(length):
+    head = http.parse_head(f"POST /v2 HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+    assert head.length > 1 << 33
+
+
+def test_chunks_past_the_limit_are_too_large():
+    chunks = http._Chunks(100)
+    assert chunks.feed(b"40\r\n" + bytes(64) + b"\r\n") is None
+    with pytest.raises(Problem) as caught:
+        chunks.feed(b"40\r\n" + bytes(64) + b"\r\n")
+    assert (caught.value.kind, caught.value.status) == ("large", 413)
 
 
 @pytest.mark.slow

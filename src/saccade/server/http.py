@@ -31,6 +31,7 @@ _MAX_KEPT_HEAD_BYTES = 2048
 # What a client may send ahead of its answer before it is not read any more.
 _MAX_AHEAD_BYTES = 1 << 20
 _MAX_CHUNK_LINE_BYTES = 4096
+_MAX_LENGTH_DIGITS = 19
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 # How long a client may take to read a last answer and leave.
 _LINGER_S = 2.0
@@ -186,9 +187,11 @@ def parse_head(data: bytes) -> Head:
         length = -1
     elif "content-length" in headers:
         text = headers["content-length"].strip()
-        if not (text.isascii() and text.isdigit() and len(text) < 19):
+        if not (text.isascii() and text.isdigit()):
             raise _wrong(f"content-length is {text[:80]!r}")
-        length = int(text)
+        digits = text.lstrip("0") or "0"
+        # More digits are past every limit, and are told so where limits are looked at.
+        length = int(digits) if len(digits) < _MAX_LENGTH_DIGITS else 10**_MAX_LENGTH_DIGITS
     try:
         url = httptools.parse_url(reader.target)
         path = unquote((url.path or b"/").decode("ascii"), errors="strict")
@@ -654,7 +657,12 @@ class _Chunks:
                 self._is_last = True
                 continue
             if self.num_bytes + number > self._max_bytes:
-                raise _too_long(self._max_bytes)
+                raise Problem(
+                    "large",
+                    f"a body here must have at most {self._max_bytes} bytes",
+                    "this one is longer",
+                    "send less, or raise --max-body-mb",
+                )
             self._missing = number + 2
 
     def _add(self, piece: bytes) -> None:
