@@ -14,8 +14,15 @@ import urllib.request
 class Server:
     """A running server."""
 
-    def __init__(self, process, address):
-        self.process, self.address = process, address
+    def __init__(self, process, addresses):
+        self.process, self.address = process, addresses["http"]
+        self.grpc = addresses.get("grpc", "")
+        self.has_ended = False  # set by a test that ends it
+
+    @property
+    def host(self):
+        """Host and port, as clients of the protocol want them."""
+        return self.address.partition("//")[2]
 
     def get(self, path, **headers):
         return self.ask("GET", path, **headers)
@@ -45,21 +52,31 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(*arguments):
-    """Start `saccade serve` on free ports and end it with SIGTERM, which it must follow."""
-    command = [sys.executable, "-m", "saccade", "serve", *map(str, arguments)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True
-    )
+def server(*arguments, code=""):
+    """Start a server on free ports and end it with SIGTERM, which it must follow.
+
+    Args:
+        arguments: Of `saccade serve`.
+        code: Python that serves, in place of the command line; it prints the addresses likewise.
+    """
+    if code:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+    else:
+        command = [sys.executable, "-m", "saccade", "serve", *map(str, arguments)]
+        command += ["--port", "0", "--grpc-port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        address = ""
+        addresses = {}
         for line in process.stdout:
             name, _, told = line.strip().partition(" ")
-            if name == "http":
-                address = told if "//" in told else f"http://{told}"
+            addresses[name] = told
+            if name == "grpc" or "--no-grpc" in arguments:
                 break
-        assert address, f"the server ended with {process.wait()}"
-        yield Server(process, address)
+        assert addresses, f"the server ended with {process.wait()}"
+        running = Server(process, addresses)
+        yield running
+        if running.has_ended:
+            return
         assert process.poll() is None, "the server died"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -94,6 +94,7 @@ class Engine:
         self._encode = msgspec.msgpack.Encoder().encode
         self._buffer = bytearray(PACKET_BYTES + 4096)
         self._view = memoryview(self._buffer)
+        self._burial: asyncio.Task[None] | None = None
         self._is_wanted = False
         self._started_s = 0.0
         self._pause_s = 0.0
@@ -255,7 +256,8 @@ class Engine:
         assert process is not None
         process.kill()
         # Blocks are given back once nobody can write to them any more.
-        self._loop.create_task(self._bury(process, [t.block for t in tickets.values()]))
+        blocks = [ticket.block for ticket in tickets.values()]
+        self._burial = self._loop.create_task(self._bury(process, blocks))
         problem = Problem(
             "unavailable",
             "the engine process must stay alive for the time of a request",
@@ -285,6 +287,8 @@ class Engine:
         self._is_wanted = False
         process = self._process
         if self._socket is None or process is None:
+            if self._burial is not None:
+                self._burial.cancel()  # it would wait before the next start
             return
         # It ends by itself when it reads the end; it gets a moment to do so.
         with contextlib.suppress(OSError):
@@ -292,6 +296,8 @@ class Engine:
         with contextlib.suppress(subprocess.TimeoutExpired):
             await self._loop.run_in_executor(None, lambda: process.wait(2.0))
         self._die()
+        if self._burial is not None:
+            await self._burial
 
 
 assert INLINE_BYTES < PACKET_BYTES // 2

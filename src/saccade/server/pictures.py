@@ -296,11 +296,11 @@ def checked_limits(score: Any, iou: Any, max_detections: Any) -> _Limits:
         if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
             raise Problem("input", f"{name} must be 0 to 1", f"it is {value!r}"[:80], "correct it")
     if max_detections is not None and (
-        type(max_detections) is not int or not 0 <= max_detections <= 100_000
+        type(max_detections) is not int or not 1 <= max_detections <= 100_000
     ):
         raise Problem(
             "input",
-            "max_detections must be a whole number from 0 to 100000",
+            "max_detections must be a whole number from 1 to 100000",
             f"it is {max_detections!r}"[:80],
             "correct it",
         )
