@@ -12,7 +12,6 @@ from saccade.native.kernels.sources import C_TYPES, literal, source
 from saccade.native.kernels.strided import collapse, coordinates, cut_view, offset
 from saccade.native.ops import Norm, Reduce, Softmax
 from saccade.native.seam import Argument, Built, Launch, OfView, OfWeight, Source, Target
-from saccade.native.tensors import View
 
 __all__ = ["NormWay", "ReduceWay", "SoftmaxWay",
            "norm_ways", "reduce_ways", "softmax_ways"]  # fmt: skip
