@@ -6,6 +6,7 @@ extensions.
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 from saccade.server.kserve import InferRequest
@@ -37,9 +38,8 @@ _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 def server_metadata() -> dict[str, Any]:
     """Name, version and extensions."""
-    from saccade import __version__
-
-    return {"name": "saccade", "version": __version__, "extensions": list(EXTENSIONS)}
+    version = importlib.metadata.version("saccade")
+    return {"name": "saccade", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def metadata_of(entry: ModelEntry | Face, repository: Repository) -> dict[str, Any]:

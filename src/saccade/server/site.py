@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.metadata
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +168,7 @@ def _read(name: str) -> _File:
 
 
 def _version() -> str:
-    from saccade import __version__
-
-    return __version__
+    return importlib.metadata.version("saccade")
 
 
 def _live(entry: ModelEntry) -> dict[str, Any]:

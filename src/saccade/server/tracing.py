@@ -10,6 +10,7 @@ Source: OpenTelemetry, "Semantic conventions for HTTP spans"; W3C, "Trace Contex
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import time
 from typing import Any
@@ -142,9 +143,7 @@ def make_tracer() -> Tracer:
     Raises:
         BackendUnavailable: The packages are missing.
     """
-    from saccade import __version__
-
-    return Tracer(__version__)
+    return Tracer(importlib.metadata.version("saccade"))
 
 
 def _route(path: str) -> str:
