@@ -108,7 +108,7 @@ def run_load(
     during: Callable[[], None] | None = None,
 ) -> Load:
     """One run: a closed loop, or an open one where a rate is given."""
-    log = requests.path.with_suffix(".log")
+    log = requests.path.with_suffix(".answers")
     command = [str(compile_load()), str(requests.path), str(log), str(port)]
     command += [str(connections), str(seconds)]
     command += [] if rate is None else [str(rate), str(seed)]

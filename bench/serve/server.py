@@ -21,6 +21,7 @@ __all__ = ["Launch", "Server", "ServerError", "exchange", "free_port", "peer"]
 
 START_S = 120.0
 STOP_S = 20.0
+MARK = "SACCADE_BENCH_SERVER"
 
 
 class ServerError(Exception):
@@ -77,18 +78,25 @@ class Server:
     def __init__(self, name: str, launch: Launch, port: int) -> None:
         WORK.mkdir(exist_ok=True)
         self.name, self.port, self.extra = name, port, launch.extra
+        # Whatever it starts inherits this, and is found by it.
+        self._mark = f"{os.getpid()}-{name}-{time.monotonic_ns()}".encode()
         self._log_path = WORK / f"serve_{name}.log"
         self._log = self._log_path.open("w")
         self._process = subprocess.Popen(
             launch.argv,
             cwd=ROOT,
-            env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT), **launch.environment},
+            env={
+                **os.environ,
+                **QUIET,
+                "PYTHONPATH": str(ROOT),
+                **launch.environment,
+                MARK: self._mark.decode(),
+            },
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._root = psutil.Process(self._process.pid)
         self._known: dict[int, psutil.Process] = {}
 
     @property
@@ -122,10 +130,15 @@ class Server:
         raise ServerError(f"{self.name} was not ready: {last}\n{self.log_tail()}")
 
     def tree(self) -> list[psutil.Process]:
-        """The server and everything it started, even what has lost its parent."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [self._root, *self._root.children(recursive=True)]:
-                self._known.setdefault(process.pid, process)
+        """The server and everything it started, even what has left the family (Ray's daemons)."""
+        # By the mark; and by the parent, as one that names itself writes over its environment.
+        parents = {pid: _parent(pid) for pid in psutil.pids()}
+        own = {pid for pid in parents if pid in self._known or self._mark in _environment(pid)}
+        while more := {pid for pid, up in parents.items() if up in own and pid not in own}:
+            own |= more
+        for pid in own - self._known.keys():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._known[pid] = psutil.Process(pid)
         self._known = {pid: process for pid, process in self._known.items() if _lives(process)}
         return list(self._known.values())
 
@@ -177,6 +190,20 @@ class Server:
         with contextlib.suppress(ProcessLookupError):  # what lost its parent before that
             os.killpg(self._process.pid, signal.SIGKILL)
         self._log.close()
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or is not ours
+        return b""
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _cpu_clock(pid: int) -> int:
