@@ -14,7 +14,7 @@ from saccade.types import Model, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
-    from google.protobuf.message import Message  # type: ignore[import-untyped]
+    from google.protobuf.message import Message
 
 __all__ = ["free_rank", "load_proto", "read_model", "spec_of"]
 
