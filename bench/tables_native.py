@@ -23,12 +23,13 @@ Row = dict[str, Any]
 
 def native_tables() -> dict[str, str]:
     """Each mark's name and its table."""
-    names = ["machine", "rates", "build", *(f"steps-{m}-{b}" for m, b in SHOWN)]
+    names = ["machine", "rates", "beside-peers", "build", *(f"steps-{m}-{b}" for m, b in SHOWN)]
     if not FILE.is_file():
         return {f"native-{name}": "No results yet.\n" for name in names}
     sessions = json.loads(FILE.read_text())["sessions"]
     rows = last_rows(sessions)
-    tables = [machine(sessions), rates(rows), builds(rows)]
+    compared = {case: row for case, row in rows.items() if len(row["times"]) > 1}
+    tables = [machine(sessions), rates(rows), rates(compared), builds(rows)]
     tables += [steps(rows[case]) if case in rows else "No results yet.\n" for case in SHOWN]
     return {f"native-{n}": f"\n{table}\n" for n, table in zip(names, tables, strict=True)}
 
