@@ -175,7 +175,7 @@ def bars(
         rows.append(["abuse: memory", "within 5 %", f"{abused['memory']['drift']:+.1%}"])
         worst = max(abused["recovery_s"], default=0)
         rows.append(["abuse: recovery", "under 2 s", f"{worst:.2f} s"])
-    return markdown(rows)
+    return markdown(rows) if len(rows) > 1 else ""
 
 
 def bars_of(name: str, report: dict[str, Any]) -> list[list[str]]:
