@@ -232,7 +232,9 @@ def test_cells_in_every_precision(
     reference = detect(cells.model.path, pictures, "onnxruntime")
     assert sum(map(len, reference)) > 40
     least = {"fp16": 0.99, "int8": 0.9}
-    for recipe in candidate_recipes(cells.model, cells.contract)[1:]:
+    recipes = candidate_recipes(cells.model, cells.contract)[1:]
+    # Every operator in INT8 loses the boxes: the test below.
+    for recipe in (recipe for recipe in recipes if not recipe.everything):
         path = make_model(
             cells.model, cells.contract, recipe, folder / recipe.label, cells_calibration
         )

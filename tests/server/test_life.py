@@ -279,11 +279,11 @@ def test_tls(tmp_path, networks):
 def test_a_start_that_cannot_be_says_why(tmp_path, networks, slow):
     port = slow.host.partition(":")[2]
     for arguments, told in (
-        ([tmp_path / "none.onnx"], "none.onnx"),
+        ([tmp_path / "none.onnx", "--port", "0", "--grpc-port", "0"], "none.onnx"),
         ([networks["colours"], "--port", port, "--no-grpc"], "must be free"),
         ([networks["colours"], "--key", tmp_path / "key"], "must be given together"),
         ([networks["colours"], "--threads", "0"], "must be at least 1"),
-        ([f"a/b={networks['colours']}"], "name"),
+        ([f"a/b={networks['colours']}", "--port", "0", "--grpc-port", "0"], "name"),
     ):
         command = [live.sys.executable, "-m", "saccade", "serve", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)

@@ -96,7 +96,7 @@ export class Charts {
         ...size(chart.body),
         legend: { show: false },
         cursor: { drag: { setScale: false }, y: false },
-        scales: { x: { time: true, range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1e-9) * 1.1] } },
+        scales: { x: { time: true, range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, (high || 1) * 1.1] } },
         axes: [{ ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 46, space: 26, values: (_, ticks) => ticks.map((tick) => Number(tick.toPrecision(6)).toString()) }],
         series: [{}, ...chart.lines.map(([label, name]) => ({ label, stroke: color(name), width: 1.75, points: { show: false } }))],
       };
