@@ -17,6 +17,7 @@ import faulthandler
 import json
 import logging
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,7 @@ def run_case(path: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]
         if is_fixed and batch > 1:
             import onnx
 
-            source = Path(f"/tmp/{path.stem}-b{batch}.onnx")
+            source = Path(tempfile.gettempdir()) / f"{path.stem}-b{batch}.onnx"
             onnx.save(proto, source)
         for name, engine in peers(source, batch, (hw[0], hw[1]), args.peers).items():
             row["errors"][name] = check(engine)
