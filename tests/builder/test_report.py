@@ -343,3 +343,18 @@ def test_in_a_real_browser(tmp_path, differing):
             assert (ink - ground > 400) if is_dark else (ground - ink > 400)
             assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
             assert tab.evaluate("document.scripts.length") == 0
+
+
+def test_what_was_only_slower_is_not_drawn_as_refused():
+    record = made.record(PLAN, rows=LATER)
+    crosses = [str(plot(with_status(record, status), width=720)).count('class="refused"')
+               for status in ("refused", "dropped")]  # fmt: skip
+    assert crosses[0] > 0
+    assert crosses[1] < crosses[0]
+
+
+def with_status(record, status):
+    """The record with all refused candidates of another status."""
+    rows = [dataclasses.replace(r, status=status) if r.status == "refused" else r
+            for r in record.rows]  # fmt: skip
+    return dataclasses.replace(record, rows=type(record.rows)(rows))

@@ -112,6 +112,7 @@ def _speed_and_score(record: BuildRecord) -> str:
         ("reference", '<path d="M8 1l7 7-7 7-7-7z"/>', "FP32 reference"),
         ("chosen", '<circle cx="8" cy="8" r="6"/>', "chosen"),
         ("passed", '<circle cx="8" cy="8" r="5"/>', "passed"),
+        ("dropped", '<circle cx="8" cy="8" r="4"/>', "dropped for speed or time"),
         ("refused", '<path stroke-width="2.5" d="M3 3l10 10M13 3L3 13"/>', "refused"),
     )
     legend = "".join(

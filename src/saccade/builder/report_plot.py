@@ -157,7 +157,10 @@ def _mark(record: BuildRecord, index: int, frame: _Frame, score: float, rate: fl
         "refused",
         f'<path stroke-width="2.5" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0-10l-10 10"/>',
     )
-    if row.status == "passed":
+    if row.status in ("dropped", "waiting"):
+        # Slower, not worse: no verdict of the gate speaks against it.
+        kind, shape = "dropped", f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    elif row.status == "passed":
         kind, shape = "passed", f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     if index == record.reference:
         kind, shape = "reference", f'<path d="M{x:.1f} {y - 8:.1f}l8 8-8 8-8-8z"/>'
