@@ -1,4 +1,8 @@
-"""Engine processes, seen from the front: started, spoken to, watched, started again."""
+"""Engine processes, seen from a front: started, spoken to, watched, started again.
+
+The front that starts a process speaks to it over a `Line`; every further front gets a line of its
+own, with an arena of its own, so fronts share nothing but the process.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,19 @@ import msgspec
 
 from saccade.server.arena import Arena
 from saccade.server.problems import Problem
-from saccade.server.wire import INLINE_BYTES, PACKET_BYTES, Done, Failed, Loaded, Piece, Reply
+from saccade.server.wire import (
+    INLINE_BYTES,
+    LINE_SHIFT,
+    PACKET_BYTES,
+    Done,
+    Failed,
+    Join,
+    Loaded,
+    Piece,
+    Reply,
+)
 
-__all__ = ["Engine", "Ticket"]
+__all__ = ["Engine", "Line", "Ticket"]
 
 _SOCKET_BYTES = 4 << 20
 _MAX_PACKETS_A_TURN = 64
@@ -48,22 +62,21 @@ class Ticket:
         self.pieces: list[bytes] | None = None
 
 
-class Engine:
-    """One engine process.
+class Line:
+    """A front's connection to one engine process.
 
     Args:
-        number: Its place among them.
-        arena: Memory to share with it.
-        num_threads: Threads that run tasks.
+        number: The process's place among them.
+        arena: Of this front, shared with the process.
+        num_threads: Tasks that the process does at the same time.
         loop: The front's.
-        on_ready: Called after each start, before it is given work.
-        on_death: Called when it has ended though nobody asked it to.
+        on_death: Called when the process has ended though nobody asked it to.
+        device: Where its models run if they do not say: "cpu" or "cuda:N".
 
     Attributes:
         is_up: Whether it takes tasks.
         tickets: Tasks it holds, by id.
         waiting_bytes: Of payloads in messages that are not answered.
-        pid: Its process, or 0.
     """
 
     def __init__(
@@ -72,12 +85,13 @@ class Engine:
         arena: Arena,
         num_threads: int,
         loop: asyncio.AbstractEventLoop,
-        on_death: Callable[[Engine], None],
+        on_death: Callable[[Any], None],
+        device: str = "cpu",
     ) -> None:
         self.number = number
         self.num_threads = num_threads
+        self.device = device
         self.is_up = False
-        self.pid = 0
         self.tickets: dict[int, Ticket] = {}
         self.waiting_bytes = 0
         self._outbox: list[Any] = []
@@ -88,42 +102,28 @@ class Engine:
         self._loop = loop
         self._on_death = on_death
         self._ids = itertools.count(1)
-        self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._decode = msgspec.msgpack.Decoder(list[Reply]).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._buffer = bytearray(PACKET_BYTES + 4096)
         self._view = memoryview(self._buffer)
-        self._burial: asyncio.Task[None] | None = None
-        self._is_wanted = False
-        self._started_s = 0.0
-        self._pause_s = 0.0
 
     @property
     def is_running(self) -> bool:
         """Whether there is a process to speak to, up or not."""
         return self._socket is not None
 
-    def start(self) -> None:
-        """Start the process; tasks may be sent at once."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for sock in (ours, theirs):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        fds = (theirs.fileno(), self._arena.fd)
-        command = [sys.executable, "-m", "saccade.server.worker", *map(str, fds)]
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(self.num_threads)],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        ours.setblocking(False)
-        self._socket = ours
-        self.pid = self._process.pid
-        self._is_wanted = True
-        self._started_s = time.monotonic()
-        self._loop.add_reader(ours.fileno(), self._read)
+    def attach(self, sock: socket.socket, line: int) -> None:
+        """Speak over a socket from now on; tasks may be sent at once.
+
+        Args:
+            sock: Of `Engine.open_line`.
+            line: Its number there.
+        """
+        sock.setblocking(False)
+        self._socket = sock
+        self._ids = itertools.count((line << LINE_SHIFT) + 1)
+        self._loop.add_reader(sock.fileno(), self._read)
 
     def send(
         self,
@@ -240,39 +240,134 @@ class Engine:
             ticket.on_reply(reply, b"")
 
     def _die(self) -> None:
-        """The process has ended, or must: answer for it and see it off."""
-        if self._socket is None:
+        """The process has ended, or must: answer for it."""
+        blocks = self._hang_up(self.number)
+        if blocks is None:
             return
+        # A dead process's memory was unmapped before its sockets were closed.
+        for block in blocks:
+            self._arena.give_back(block)
+        self._on_death(self)
+
+    def _hang_up(self, told: int) -> list[int] | None:
+        """Close the socket and answer all tickets; their blocks, or None if that was done."""
+        if self._socket is None:
+            return None
         self._loop.remove_reader(self._socket.fileno())
         if self._is_blocked:
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._socket = None
         self.is_up = False
-        process, self._process = self._process, None
         tickets, self.tickets = self.tickets, {}
         self._outbox, self._outbox_bytes, self.waiting_bytes = [], 0, 0
         self._is_blocked = False
-        assert process is not None
-        process.kill()
-        # Blocks are given back once nobody can write to them any more.
-        blocks = [ticket.block for ticket in tickets.values()]
-        self._burial = self._loop.create_task(self._bury(process, blocks))
         problem = Problem(
             "unavailable",
             "the engine process must stay alive for the time of a request",
-            f"process {process.pid} ended",
+            f"process {told} ended",
             "send the request again; a new process is being started",
             retry_after_s=1,
         )
         for ticket in tickets.values():
             ticket.on_reply(problem, b"")
+        return [ticket.block for ticket in tickets.values() if ticket.block >= 0]
+
+    def close(self) -> None:
+        """Give the line up; tasks it still holds get an error."""
+        self._hang_up(self.number)
+
+
+class Engine(Line):
+    """One engine process, with the line of the front that started it.
+
+    Args:
+        number, arena, num_threads, loop, on_death, device: As for Line.
+
+    Attributes:
+        pid: Its process, or 0.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        arena: Arena,
+        num_threads: int,
+        loop: asyncio.AbstractEventLoop,
+        on_death: Callable[[Engine], None],
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(number, arena, num_threads, loop, on_death, device)
+        self.pid = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._door: socket.socket | None = None
+        self._lines = itertools.count(1)
+        self._burial: asyncio.Task[None] | None = None
+        self._is_wanted = False
+        self._started_s = 0.0
+        self._pause_s = 0.0
+
+    def start(self) -> None:
+        """Start the process; tasks may be sent at once."""
+        ours, theirs = _pair()
+        door, its_door = _pair()
+        fds = (theirs.fileno(), self._arena.fd, its_door.fileno())
+        command = [sys.executable, "-m", "saccade.server.worker", *map(str, fds)]
+        with theirs, its_door:
+            self._process = subprocess.Popen(
+                [*command, str(self.num_threads), self.device],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        self._door = door
+        self._lines = itertools.count(1)
+        self.pid = self._process.pid
+        self._is_wanted = True
+        self._started_s = time.monotonic()
+        self.attach(ours, 0)
+
+    async def open_line(self, arena_fd: int) -> tuple[socket.socket, int]:
+        """Connect a further front with the process.
+
+        Args:
+            arena_fd: Of that front's arena.
+
+        Returns:
+            What that front's `Line.attach` is to be given. Close the socket here once it is sent.
+
+        Raises:
+            Problem: The process has ended.
+        """
+        ours, theirs = _pair()
+        line = next(self._lines)
+        try:
+            with theirs:
+                assert self._door is not None
+                socket.send_fds(self._door, [str(line).encode()], [theirs.fileno(), arena_fd])
+            await self.ask(lambda i, b, c: Join(i))
+        except BaseException:
+            ours.close()
+            raise
+        return ours, line
+
+    def _die(self) -> None:
+        """The process has ended, or must: answer for it and see it off."""
+        if self._socket is None:
+            return
+        process, self._process = self._process, None
+        assert process is not None
+        process.kill()
+        if self._door is not None:
+            self._door.close()
+        # Blocks are given back once nobody can write to them any more.
+        blocks = self._hang_up(process.pid) or []
+        self._burial = self._loop.create_task(self._bury(process, blocks))
 
     async def _bury(self, process: subprocess.Popen[bytes], blocks: list[int]) -> None:
         await self._loop.run_in_executor(None, process.wait)
         for block in blocks:
-            if block >= 0:
-                self._arena.give_back(block)
+            self._arena.give_back(block)
         if not self._is_wanted:
             return
         lived_s = time.monotonic() - self._started_s
@@ -298,6 +393,13 @@ class Engine:
         self._die()
         if self._burial is not None:
             await self._burial
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    return pair
 
 
 assert INLINE_BYTES < PACKET_BYTES // 2

@@ -11,6 +11,7 @@ import msgspec
 
 __all__ = [
     "INLINE_BYTES",
+    "LINE_SHIFT",
     "MAX_INLINE_WAITING_BYTES",
     "PACKET_BYTES",
     "SHORT_S",
@@ -18,6 +19,7 @@ __all__ = [
     "Done",
     "Failed",
     "Infer",
+    "Join",
     "Load",
     "Loaded",
     "Piece",
@@ -33,6 +35,8 @@ __all__ = [
 INLINE_BYTES = 24 << 10
 # What waits in the socket at most; beyond it, payloads go through the arena.
 MAX_INLINE_WAITING_BYTES = 96 << 10
+# An id is made of the number of its line, see `saccade.server.engines`, and a number on that line.
+LINE_SHIFT = 40
 # The longest packet. Linux lets a packet have about half of the socket's buffer.
 PACKET_BYTES = 64 << 10
 # Tasks of less than this are done by the thread that waits for them, and answered together: waking
@@ -166,7 +170,13 @@ class Forget(msgspec.Struct, frozen=True, array_like=True, tag=6):
     key: str
 
 
-Task = Infer | Detect | Load | Unload | Status | Forget
+class Join(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Take up the line to a further front that lies at the process's door."""
+
+    id: int
+
+
+Task = Infer | Detect | Load | Unload | Status | Forget | Join
 
 
 class Done(msgspec.Struct, array_like=True, tag=1):

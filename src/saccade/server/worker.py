@@ -1,11 +1,14 @@
-"""An engine process: threads that take tasks from one socket and answer on it.
+"""An engine process: threads that take tasks from the fronts' lines and answer on them.
 
 One thread at a time waits for the next task. With tasks in hand it first lets another thread
 wait, then brings the pictures from bytes to boxes without handing them over; if the work is
 shorter than waking a thread, it does the work and goes on waiting itself. Requests that are there
 at the same time share a run, see `saccade.server.batching`.
 
-Run by the front as `python -m saccade.server.worker SOCKET_FD ARENA_FD THREADS`.
+Pictures for a model on a GPU go another way, see `saccade.server.device_pictures`: there the card
+does what these threads do here, and they do only what it cannot.
+
+Run by a front as `python -m saccade.server.worker SOCKET_FD ARENA_FD DOOR_FD THREADS DEVICE`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import json
 import os
 import queue
 import resource
-import select
 import signal
 import socket
 import sys
@@ -31,10 +33,10 @@ import numpy as np
 from saccade.errors import EngineError, PictureError
 from saccade.pipeline.stages import Lane, Stages, StageTimes
 from saccade.server.answers import answer_of
-from saccade.server.arena import map_arena
 from saccade.server.batching import Batching
 from saccade.server.dtypes import datatype_of
 from saccade.server.forms import DRAWN_FORMS
+from saccade.server.lines import Lines
 from saccade.server.loading import ServedModel, open_model
 from saccade.server.loading_options import LoadOptions
 from saccade.server.problems import problem_of
@@ -52,7 +54,6 @@ from saccade.server.wire import (
     Load,
     Loaded,
     Piece,
-    Task,
     TensorPart,
     Unload,
 )
@@ -116,28 +117,24 @@ class EngineProcess:
     """All models of one device, and the threads that run them.
 
     Args:
-        sock: Packets from and to the front.
-        arena: Memory shared with it.
+        lines: The fronts.
         num_threads: Threads that run tasks.
+        device: Where models run that do not say, "cpu" or "cuda:N".
     """
 
-    def __init__(self, sock: socket.socket, arena: memoryview, num_threads: int) -> None:
-        self._sock = sock
-        self._arena = arena
+    def __init__(self, lines: Lines, num_threads: int, device: str = "cpu") -> None:
+        self._lines = lines
+        self._device = device
         self._models: dict[int, ServedModel] = {}
         self._batching: dict[int, Batching] = {}
         self._task_s: dict[int, float] = {}
         self._regions = Regions()
         self._num_threads = num_threads
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._is_over = False
         # Who holds the turn may receive, and use what follows.
         self._turn = threading.Lock()
         self._backlog: deque[Any] = deque()
         self._num_idle = 0
-        self._buffer = bytearray(PACKET_BYTES + 4096)
-        self._view = memoryview(self._buffer)
-        self._tasks_of = msgspec.msgpack.Decoder(list[Task]).decode
 
     def run(self) -> None:
         """Work until the front closes its end."""
@@ -204,13 +201,13 @@ class EngineProcess:
         end."""
         backlog = self._backlog
         while not backlog:
-            if not self._receive(0):
+            if not self._receive(wait=True):
                 return []
         first = backlog.popleft()
         batching = self._batching.get(first.model)
         if batching is None or batching.max_batch == 1:
             return [first]
-        while len(backlog) < _MAX_BACKLOG and self._receive(socket.MSG_DONTWAIT):
+        while len(backlog) < _MAX_BACKLOG and self._receive(wait=False):
             pass
         return self._gather(first, batching)
 
@@ -228,23 +225,12 @@ class EngineProcess:
                 return tasks
 
     def _receive_within(self, seconds: float) -> bool:
-        ready, _, _ = select.select([self._sock], [], [], seconds)
-        return bool(ready) and self._receive(socket.MSG_DONTWAIT)
+        return self._lines.wait(seconds) and self._receive(wait=False)
 
-    def _receive(self, flags: int) -> bool:
+    def _receive(self, *, wait: bool) -> bool:
         """Take a packet; False if there is none or there will be none."""
-        if self._is_over:
-            return False
-        try:
-            num = self._sock.recv_into(self._buffer, 0, flags)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            num = 0
-        if num == 0:
-            self._is_over = True
-            return False
-        for task in self._tasks_of(self._view[:num]):
+        tasks = self._lines.receive(wait=wait)
+        for task in tasks:
             if type(task) is Infer or type(task) is Detect:
                 self._backlog.append(task)
                 batching = self._batching.get(task.model)
@@ -252,7 +238,7 @@ class EngineProcess:
                     batching.arrived(task.arrived_s)
             else:
                 self._orders.put(task)
-        return True
+        return bool(tasks) or (wait and not self._lines.is_over)
 
     def _do(self, tasks: list[Any], tools: dict[int, _Tools], replies: list[Any]) -> None:
         begun_s = time.perf_counter()
@@ -294,9 +280,7 @@ class EngineProcess:
         self._send([Loaded(task.id, msgspec.json.encode(served.details()))])
 
     def _payload(self, task: Infer | Detect) -> memoryview:
-        if task.block >= 0:
-            return self._arena[task.block : task.block + task.capacity]
-        return memoryview(task.payload)
+        return self._lines.block(task) if task.block >= 0 else memoryview(task.payload)
 
     # Tensors.
 
@@ -439,7 +423,7 @@ class EngineProcess:
         if task.region is not None:
             data: Any = self._regions.view(task.region)
         elif task.block >= 0:
-            data = self._arena[task.block : task.block + task.num_bytes]
+            data = self._lines.block(task)[: task.num_bytes]
         else:
             data = task.payload
         lane.is_encoded = True
@@ -480,9 +464,9 @@ class EngineProcess:
             replies.append(done)
             return
         if num <= task.capacity:
-            at = task.block
+            block, at = self._lines.block(task), 0
             for piece in pieces:
-                self._arena[at : at + len(piece)] = piece
+                block[at : at + len(piece)] = piece
                 at += len(piece)
             done.in_block = True
             replies.append(done)
@@ -494,12 +478,8 @@ class EngineProcess:
         replies.append(done)
 
     def _send(self, replies: list[Any]) -> None:
-        if not replies:
-            return
-        try:
-            self._sock.send(msgspec.msgpack.encode(replies))
-        except (BrokenPipeError, ConnectionResetError):
-            self._is_over = True  # the front has gone; there is nobody to tell
+        if replies:
+            self._lines.send(replies)
 
     def _status(self) -> bytes:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -508,6 +488,7 @@ class EngineProcess:
         return json.dumps(
             {
                 "pid": os.getpid(),
+                "device": self._device,
                 "rss_bytes": rss_bytes,
                 "cpu_s": usage.ru_utime + usage.ru_stime,
                 "num_threads": self._num_threads,
@@ -526,14 +507,16 @@ def _failed(task: Any, exc: Exception) -> Failed:
 
 def main() -> None:
     """Work as an engine process."""
-    socket_fd, arena_fd, num_threads = map(int, sys.argv[1:4])
+    socket_fd, arena_fd, door_fd, num_threads = map(int, sys.argv[1:5])
     # The front decides when to stop; a Ctrl-C in the terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sock = socket.socket(fileno=socket_fd)
+    sock, door = socket.socket(fileno=socket_fd), socket.socket(fileno=door_fd)
     sock.setblocking(True)
-    with single_threaded_cv2(), contextlib.closing(sock):
-        EngineProcess(sock, map_arena(arena_fd), num_threads).run()
+    door.setblocking(True)
+    lines = Lines(sock, arena_fd, door)
+    with single_threaded_cv2(), contextlib.closing(lines):
+        EngineProcess(lines, num_threads, sys.argv[5]).run()
     # Engines of runtimes may hold threads of their own; there is nothing left to wait for.
     os._exit(0)
 
