@@ -23,6 +23,7 @@ from saccade.native.ops import Step
 from saccade.native.plan import Draft, Plan
 from saccade.native.seam import Kernels, Target
 from saccade.native.tuning import Choice, Timings, check_ways, choose
+from saccade.native.turns import card_lock
 from saccade.types import Plan as Wanted
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def build(
         choices = choose(plan, device, loader, kernels, target, timings)
         built = [choice.built for choice in choices]
         engine = NativeEngine(wanted, plan, built, device, loader, ARRANGEMENTS[0])
-        found = [(options, _time(engine, device, options)) for options in ARRANGEMENTS]
+        with card_lock(device.index):
+            found = [(options, _time(engine, device, options)) for options in ARRANGEMENTS]
         best = min(found, key=lambda pair: pair[1])[0]
         engine.arrange(best)
         sources = dict.fromkeys(source for item in built for source in item.sources)

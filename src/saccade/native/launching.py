@@ -111,6 +111,7 @@ class Loader:
         self._cubins = dict(cubins or {})
         self._modules: dict[Source, Any] = {}
         self._functions: dict[tuple[Source, str, int], Any] = {}
+        self._opened: dict[bytes, Any] = {}
 
     def cubin(self, source: Source) -> bytes:
         """Machine code of a source."""
@@ -128,7 +129,9 @@ class Loader:
         ]
 
     def _library(self, launch: LibraryLaunch, addresses: Addresses) -> Bound:
-        run = self._kernels.open_library(launch)
+        if launch.plan not in self._opened:
+            self._opened[launch.plan] = self._kernels.open_library(launch)
+        run = self._opened[launch.plan]
         pointers = {number: addresses.of(of) for number, of in launch.pointers}
 
         def enqueue(stream: int, is_chained: bool) -> None:
@@ -268,7 +271,8 @@ def compile_all(sources: Iterable[Source], arch: str) -> dict[Source, str]:
         The compiler's message for each source that it refuses.
     """
     wanted = sorted(set(sources), key=lambda source: (source.text, source.defines))
-    count = max(1, min(os.cpu_count() or 1, MAX_WORKERS, len(wanted) // 4))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = max(1, min(cores or 1, MAX_WORKERS, len(wanted) // 4))
     workers = []
     for index in range(count):
         share = wanted[index::count]

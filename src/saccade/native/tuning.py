@@ -30,6 +30,7 @@ from saccade.native.ops import Step, reads, writes
 from saccade.native.plan import Plan, with_views
 from saccade.native.seam import Built, Kernels, Target, Way
 from saccade.native.tensors import SIZES, View
+from saccade.native.turns import card_lock
 from saccade.native.views import footprint
 
 __all__ = ["Choice", "Timings", "check_ways", "choose", "time_graph", "touched_bytes"]
@@ -109,7 +110,7 @@ def step_key(step: Step) -> str:
         if isinstance(value, str) and field.name in ("weight", "bias", "gain", "shift"):
             plain[field.name] = "named"
     text = repr(replace(with_views(step, renumber), **plain))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return f"{type(step).__name__} {hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def touched_bytes(plan: Plan) -> int:
@@ -253,7 +254,8 @@ class _Bench:
                         low, high, size = spans[view.buffer]
                         zero(buffers[view.buffer] + low * size, (high - low) * size)
                 bound.append(self._loader.bind(built, Addresses(buffers, weights, workspace)))
-            return time_graph(self._device, self._stream, bound)
+            with card_lock(self._device.index):
+                return time_graph(self._device, self._stream, bound)
         except (BuildError, EngineError) as exc:
             if "device was lost" in str(exc):
                 raise
