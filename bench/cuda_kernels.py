@@ -163,7 +163,8 @@ def suppress_times(device: Device, stream: Stream, outputs: np.ndarray, bandwidt
                 args = (where, arena.address("keys"), arena.address("counts"), results.address)
                 works.append(lambda k=kernels, a=args: k.enqueue(stream, *a))
             found = time_us(device, stream, works)
-            boxes = sum(len(kernels.read(results.array, i)) for i in range(batch))
+            final = kernels.final_boxes(results.array)
+            boxes = sum(len(final.read(i)) for i in range(batch))
             # The whole scores are read once, and four numbers per candidate.
             moved = batch * 3 * 8400 * 2
             rows.append(

@@ -13,7 +13,7 @@ from PIL import Image
 from device_arrays import back, levels_off, poisoned
 from saccade.cuda.compile import compile_kernels
 from saccade.cuda.nvjpeg import JpegDecoder, shape_for_gpu
-from saccade.cuda.path import DevicePath, PathOptions
+from saccade.cuda.path import DevicePath, Nv12Frame, PathOptions
 from saccade.cuda.prepare import PICTURE, Preparer
 from saccade.cuda.runtime import Device, Stream
 from saccade.cuda.slots import Feeder, Load, Slot, SlotSizes, slot_regions
@@ -236,6 +236,47 @@ def test_frame_in_pinned_memory(path: DevicePath, rng: np.random.Generator) -> N
         assert_alike_in_number(path.detect(frame).detections, reference(frame))
     with pytest.raises(InputError, match="staging_bytes"):
         path.pinned_frame((100_000, 100_000))
+
+
+def test_frames_of_one_size_have_a_graph_of_their_own(
+    path: DevicePath, rng: np.random.Generator
+) -> None:
+    """Arrays as they come, more sizes than there are graphs, turned arrays, and a job between."""
+    sizes = [(64, 64), (70, 48), (64, 64), (33, 200), (128, 64), (90, 90), (16, 16), (64, 64)]
+    for w, h in sizes:
+        for i in range(3):
+            frame = blocks(rng, w, h)
+            if i == 1:
+                frame = np.ascontiguousarray(frame[:, ::-1])[:, ::-1]
+            result = path.detect(frame)
+            assert result.size_wh == (w, h)
+            assert_alike_in_number(result.detections, reference(np.ascontiguousarray(frame)))
+        if w == h == 64:
+            assert_alike(path.detect(frame).detections, reference(np.ascontiguousarray(frame)))
+        (one,) = path.run([blocks(rng)])  # writes to the same slot
+        assert one.detections is not None
+    assert path.pinned_frame((48, 70)).shape == (48, 70, 3)
+
+
+def test_frames_that_are_none(path: DevicePath) -> None:
+    for _ in range(3):
+        for bad in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)):
+            assert isinstance(path.detect(bad).error, PictureError)
+        assert isinstance(path.detect(np.zeros((8, 8, 3), np.float32)).error, PictureError)
+
+
+def test_video_frames(path: DevicePath, rng: np.random.Generator) -> None:
+    cv2 = pytest.importorskip("cv2")
+    frames = []
+    for _ in range(9):
+        yuv = cv2.cvtColor(blocks(rng), cv2.COLOR_RGB2YUV_I420)
+        u, v = yuv[SIDE:].reshape(2, -1)
+        rows = np.concatenate([yuv[:SIDE], np.stack([u, v], 1).reshape(SIDE // 2, SIDE)])
+        frames.append((rows, cv2.cvtColor(rows, cv2.COLOR_YUV2RGB_NV12)))
+    results = list(path.run([Nv12Frame(rows) for rows, _ in frames]))
+    results += [path.detect(Nv12Frame(rows)) for rows, _ in frames]
+    for result, (_, rgb) in zip(results, frames * 2, strict=True):
+        assert_alike(result.detections, reference(rgb))
 
 
 def assert_alike_in_number(got: Detections | None, want: Detections) -> None:

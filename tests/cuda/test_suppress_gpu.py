@@ -60,7 +60,8 @@ def on_gpu(
     where = upload(table.view(np.uint8)).pointer
     kernels.enqueue(stream, where, arena.address("keys"), arena.address("counts"), results.address)
     stream.synchronize()
-    return [kernels.read(results.array, i) for i in range(batch)]
+    boxes = kernels.final_boxes(results.array)
+    return [boxes.read(i) for i in range(batch)]
 
 
 def on_cpu(

@@ -62,8 +62,9 @@ def device_index(device: str) -> int:
     return int(number or 0)
 
 
+@functools.cache
 def bindings() -> Any:
-    """The module cuda.bindings.driver.
+    """The module cuda.bindings.driver; looked for once, since each call to the driver asks for it.
 
     Raises:
         BackendUnavailable: It is not installed.

@@ -11,7 +11,7 @@ import ctypes
 import enum
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "Engine",
     "JpegBatchError",
     "JpegDecoder",
+    "MappedJpeg",
     "nvjpeg_version",
     "shape_for_gpu",
 ]
@@ -60,6 +61,18 @@ class Engine(enum.IntEnum):
 
 class JpegBatchError(SaccadeError):
     """A batch was refused as a whole; at least one picture of it is not what it seems."""
+
+
+class MappedJpeg(NamedTuple):
+    """A file in memory that is mapped, which is not copied to be decoded.
+
+    Attributes:
+        address: Where it starts.
+        view: Its bytes, which keep the map alive.
+    """
+
+    address: int
+    view: memoryview
 
 
 class _Image(ctypes.Structure):
@@ -215,7 +228,7 @@ class JpegDecoder:
     def decode(
         self,
         stream: Stream,
-        pictures: Sequence[bytes],
+        pictures: Sequence[bytes | MappedJpeg],
         addresses: np.ndarray,
         pitches: np.ndarray,
         *,
@@ -240,8 +253,12 @@ class JpegDecoder:
         """
         num = len(pictures)
         for i, data in enumerate(pictures):
-            self._pointers[i] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
-            self._lengths[i] = len(data)
+            if isinstance(data, bytes):
+                self._pointers[i] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
+                self._lengths[i] = len(data)
+            else:
+                self._pointers[i] = data.address
+                self._lengths[i] = len(data.view)
         self._addresses[:num] = addresses
         self._pitches[:num] = pitches
         with self._one_call:

@@ -23,21 +23,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 
+from saccade.cuda.frames import FrameCall, FrameCalls, Steps
 from saccade.cuda.head import read_head
+from saccade.cuda.nv12 import Nv12Frame
 from saccade.cuda.nvjpeg import JpegDecoder
+from saccade.cuda.peekable import Peekable
 from saccade.cuda.prepare import PICTURE, Preparer
-from saccade.cuda.runtime import ALIGNMENT, Device
-from saccade.cuda.slots import Feeder, Load, Picture, Slot, SlotSizes, slot_regions
-from saccade.cuda.suppress import MAX_CANDIDATES, Suppressor
+from saccade.cuda.runtime import ALIGNMENT, Device, Stream
+from saccade.cuda.slots import FRAME_TABLES, Feeder, Load, Picture, Slot, SlotSizes, path_regions
+from saccade.cuda.suppress import MAX_CANDIDATES, FinalBoxes, Suppressor
 from saccade.errors import BuildError, EngineError, InputError, PictureError, SaccadeError
 from saccade.types import Contract, DeviceEngine, Result, Thresholds
 from saccade.vision.decode import DEFAULT_MAX_PIXELS
 
-__all__ = ["DevicePath", "PathOptions", "PathStats", "Picture"]
+__all__ = ["DevicePath", "Nv12Frame", "PathOptions", "PathStats", "Picture"]
 
 # With what a kernel may read past the end, rounded up.
 _FULL_HD_BYTES = 1920 * 1080 * 3 + ALIGNMENT
@@ -83,7 +86,7 @@ class PathStats:
         launching_s: Of these, seconds in which batches were decoded and launched.
         decoding_s: Of these, seconds in nvJPEG's calls.
         reading_s: Seconds in which the caller's thread read results.
-        gpu_busy_s: Seconds in which graphs ran.
+        gpu_busy_s: Seconds in which graphs ran; calls with frames are not timed.
     """
 
     num_pictures: int = 0
@@ -117,7 +120,7 @@ _Queue: TypeAlias = "queue.SimpleQueue[_Batch | BaseException | None]"
 class _Job:
     """What the threads of one job share."""
 
-    source: _Peekable
+    source: Peekable[Picture]
     free: queue.SimpleQueue[Slot | None] = field(default_factory=queue.SimpleQueue)
     taken: _Queue = field(default_factory=queue.SimpleQueue)
     running: _Queue = field(default_factory=queue.SimpleQueue)
@@ -173,7 +176,8 @@ class DevicePath:
 
     def _load(self, contract: Contract, wanted: Thresholds, priors: np.ndarray | None) -> None:
         device, engine = self._device, self._engine
-        rule, head_rule = contract.input, contract.head
+        self._rule, head_rule = contract.input, contract.head
+        rule = self._rule
         if rule.name not in engine.inputs:
             raise BuildError(
                 f"the contract's input {rule.name!r} must be one of the engine's, which are "
@@ -215,9 +219,7 @@ class DevicePath:
             counts=work.counts_bytes,
             results=work.results_bytes,
         )
-        regions: dict[str, int] = {}
-        for number in range(options.num_slots):
-            regions |= slot_regions(sizes, number)
+        regions = path_regions(sizes, options.num_slots)
         if constants is not None:
             regions["constants"] = constants.nbytes
         self.arena = self._device.arena(regions)
@@ -242,6 +244,16 @@ class DevicePath:
             # The first launch of a graph uploads it.
             slot.graph.launch(self._work)
         self._work.synchronize()
+        self._boxes = {id(s): self._suppressor.final_boxes(s.results.array) for s in self._slots}
+        self._frames = FrameCalls(
+            first,
+            self._work,
+            self._rule,
+            Steps(self._preparer, self._engine, self._suppressor),
+            tables=[self.arena.address(f"frame table {number}") for number in range(FRAME_TABLES)],
+            max_pixels=self.options.max_pixels,
+        )
+        self._exit.callback(self._frames.close)
 
     @property
     def num_allocations(self) -> int:
@@ -264,13 +276,20 @@ class DevicePath:
     def detect(self, picture: Picture) -> Result:
         """Find objects in one picture, with as little delay as possible.
 
+        Frames of a size get a graph of their own, when two of that size have come one after the
+        other or `pinned_frame` has been asked for it; that is the one thing made after load.
+
         Args:
-            picture: A file's content, or (h, w, 3) uint8 RGB.
+            picture: A file's content, (h, w, 3) uint8 RGB, or a frame of a video.
 
         Returns:
             Detections, or the error of this picture.
         """
         with self._exclusive():
+            if isinstance(picture, np.ndarray):
+                call = self._frames.of_frame(picture)
+                if call is not None:
+                    return self._detect_frame(call, picture)
             batch = _Batch(Load(self._slots[0]), 0)
             self._take(batch, iter([picture]))
             self._launch(batch)
@@ -284,15 +303,28 @@ class DevicePath:
 
         Returns:
             (h, w, 3) uint8, to be filled with RGB; the next call returns the same memory.
+
+        Raises:
+            InputError: No frame of that size fits into the memory of a slot.
         """
-        num_bytes = size_hw[0] * size_hw[1] * 3
-        staging = self._slots[0].staging.array
-        if not 0 < num_bytes <= len(staging):
-            raise InputError(
-                f"a frame must have 1 to {len(staging)} bytes, {size_hw[1]} x {size_hw[0]} pixels "
-                f"have {num_bytes}; raise staging_bytes"
-            )
-        return staging[:num_bytes].reshape(*size_hw, 3)
+        return self.frame_call(size_hw).frame
+
+    def frame_call(self, size_hw: tuple[int, int]) -> FrameCall:
+        """The graph for frames of one size, made if it is not there; see `pinned_frame`."""
+        with self._exclusive():
+            return self._frames.of_size(size_hw)
+
+    def _detect_frame(self, call: FrameCall, picture: np.ndarray) -> Result:
+        if picture is not call.frame:
+            np.copyto(call.frame, picture)
+        wh = picture.shape[1], picture.shape[0]
+        call.run()
+        self.stats.num_pictures += 1
+        self.stats.num_batches += 1
+        try:
+            return Result(0, "<picture 0>", wh, detections=call.read())
+        except EngineError as exc:  # too many candidates: this picture's trouble alone
+            return Result(0, "<picture 0>", wh, error=exc)
 
     def run(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Find objects in many pictures.
@@ -308,7 +340,7 @@ class DevicePath:
             EngineError: The device failed. What was yielded before is right.
         """
         with self._exclusive():
-            job = _Job(_Peekable(pictures))
+            job = _Job(Peekable(pictures))
             for slot in self._slots:
                 job.free.put(slot)
             threads = [
@@ -395,7 +427,7 @@ class DevicePath:
                     break
                 continue
             if placed is None:
-                assert isinstance(source, _Peekable)  # a single picture always fits
+                assert isinstance(source, Peekable)  # a single picture always fits
                 source.push_back(picture)
                 break
             batch.outcome.append(placed[0])
@@ -408,11 +440,38 @@ class DevicePath:
         slot, start_s = batch.load.slot, time.perf_counter()
         for place, error in self._feeder.flush(batch.load).items():
             batch.outcome[batch.outcome.index(place)] = error
+        self.launch(slot)
+        batch.launching_s = time.perf_counter() - start_s
+
+    # What `saccade.cuda.batches` drives.
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Have the path to oneself.
+
+        Raises:
+            InputError: It is busy.
+        """
+        return self._exclusive()
+
+    def parts(self) -> tuple[Device, Feeder, Stream]:
+        """The device, what fills slots, and the stream of the graphs."""
+        return self._device, self._feeder, self._work
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The batches that can be in flight."""
+        return self._slots
+
+    def boxes_of(self, slot: Slot) -> FinalBoxes:
+        """What reads a slot's results once it is done."""
+        return self._boxes[id(slot)]
+
+    def launch(self, slot: Slot) -> None:
+        """Enqueue a slot's graph behind its pictures."""
         self._work.wait_for(slot.fed)
         slot.begun.record(self._work)
         slot.graph.launch(self._work)
         slot.done.record(self._work)
-        batch.launching_s = time.perf_counter() - start_s
 
     def _read(self, batch: _Batch) -> Iterator[Result]:
         slot = batch.load.slot
@@ -426,7 +485,7 @@ class DevicePath:
                 results.append(Result(index, name, error=outcome))
                 continue
             try:
-                found: Any = self._suppressor.read(slot.results.array, outcome)
+                found = self._boxes[id(slot)].read(outcome)
                 results.append(Result(index, name, wh, detections=found))
             except EngineError as exc:  # too many candidates: this picture's trouble alone
                 results.append(Result(index, name, wh, error=exc))
@@ -459,41 +518,3 @@ class DevicePath:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Peekable(Iterator[Picture]):
-    """An iterator that knows whether it is exhausted and takes one item back.
-
-    If the source fails, it ends here, and says so when it is asked whether it is exhausted: what
-    came before the failure is not lost.
-    """
-
-    def __init__(self, items: Iterable[Picture]) -> None:
-        self._items = iter(items)
-        self._held: list[Picture] = []
-        self._failure: Exception | None = None
-
-    def __next__(self) -> Picture:
-        if self._held:
-            return self._held.pop()
-        if self._failure is not None:
-            raise StopIteration
-        try:
-            return next(self._items)
-        except StopIteration:
-            raise
-        except Exception as exc:
-            self._failure = exc
-            raise StopIteration from exc
-
-    def push_back(self, item: Picture) -> None:
-        self._held.append(item)
-
-    def is_exhausted(self) -> bool:
-        try:
-            self._held.append(next(self))
-        except StopIteration:
-            if self._failure is not None:
-                raise self._failure from None
-            return True
-        return False

@@ -9,18 +9,31 @@ from typing import TypeAlias
 
 import numpy as np
 
-from saccade.cuda.nvjpeg import JpegBatchError, JpegDecoder, shape_for_gpu
-from saccade.cuda.prepare import GRAY, PACKED, PICTURE, READ_PAST, Preparer, describe
+from saccade.cuda.nv12 import Nv12Frame
+from saccade.cuda.nvjpeg import JpegBatchError, JpegDecoder, MappedJpeg, shape_for_gpu
+from saccade.cuda.prepare import BT601, GRAY, NV12, PACKED, PICTURE, READ_PAST, Preparer, describe
 from saccade.cuda.runtime import ALIGNMENT, Arena, Device, Event, Graph, Pinned, Stream
 from saccade.cuda.suppress import Suppressor
 from saccade.errors import PictureError
 from saccade.types import Color, DeviceEngine, InputRule
 from saccade.vision.decode import Decoder
 
-__all__ = ["Feeder", "Load", "Picture", "Slot", "SlotSizes", "slot_regions"]
+__all__ = [
+    "FRAME_TABLES",
+    "Feeder",
+    "Load",
+    "Picture",
+    "Slot",
+    "SlotSizes",
+    "path_regions",
+    "slot_regions",
+]
 
-# A file's content, (h, w, 3) uint8 RGB, or what is wrong with it.
-Picture: TypeAlias = "bytes | np.ndarray | PictureError"
+# Sizes of frames that have graphs of their own at a time, see saccade.cuda.frames.
+FRAME_TABLES = 4
+
+# A file's content, (h, w, 3) uint8 RGB, a frame of a video, or what is wrong with it.
+Picture: TypeAlias = "bytes | np.ndarray | Nv12Frame | PictureError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,14 @@ class SlotSizes:
     @property
     def pinned(self) -> int:
         return self.staging + self.table + self.results
+
+
+def path_regions(sizes: SlotSizes, num_slots: int) -> dict[str, int]:
+    """Device buffers of a path, by name in its arena: of each slot, and of frames' tables."""
+    regions: dict[str, int] = {}
+    for number in range(num_slots):
+        regions |= slot_regions(sizes, number)
+    return regions | {f"frame table {number}": sizes.table for number in range(FRAME_TABLES)}
 
 
 def slot_regions(sizes: SlotSizes, number: int) -> dict[str, int]:
@@ -79,6 +100,7 @@ class Slot:
         # The same as bytes and as columns: NumPy takes microseconds to find a field by its name.
         self.rows = self._pinned_table.array.reshape(-1, PICTURE.itemsize)
         self.pixels, self.width = self.table["pixels"], self.table["width"]
+        self.chroma = self.table["chroma"]
         self.results: Pinned = device.pinned(sizes.results)
         self.fed: Event = device.event()
         self.begun: Event = device.event(is_timed=True)
@@ -89,7 +111,22 @@ class Slot:
     ) -> None:
         """All the work of one batch, to be captured."""
         table = self._on_device["table"]
-        stream.upload(table, self._pinned_table, self._pinned_table.array.nbytes)
+        self.upload_table(stream, table)
+        self.enqueue_described(stream, table, preparer, engine, suppressor)
+
+    def upload_table(self, stream: Stream, target: int) -> None:
+        """Copy the descriptions of the pictures to a device address."""
+        stream.upload(target, self._pinned_table, self._pinned_table.array.nbytes)
+
+    def enqueue_described(
+        self,
+        stream: Stream,
+        table: int,
+        preparer: Preparer,
+        engine: DeviceEngine,
+        suppressor: Suppressor,
+    ) -> None:
+        """The work behind the upload of the table, which lies at a device address."""
         preparer.enqueue(stream, table)
         engine.enqueue(stream.handle)
         keys, counts = self._on_device["keys"], self._on_device["counts"]
@@ -129,7 +166,7 @@ class Load:
     num: int = 0
     at: int = 0
     staged: int = 0
-    for_gpu: dict[int, bytes] = field(default_factory=dict)
+    for_gpu: dict[int, bytes | MappedJpeg] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +211,7 @@ class Feeder:
         color: Color = "gray" if rule.color == "gray" else "rgb"
         self._decoder = Decoder(color, max_pixels=max_pixels)
         self._second_decoder = Decoder(color, max_pixels=max_pixels)
-        self._templates: dict[tuple[int, int, int], _Template] = {}
+        self._templates: dict[tuple[int, int, int, int], _Template] = {}
         self.num_on_gpu = 0
         self.num_on_cpu = 0
         self.num_again = 0
@@ -197,22 +234,44 @@ class Feeder:
             raise picture
         if isinstance(picture, np.ndarray):
             _check_array(picture, self._max_pixels)
-            return self._stage(load, picture)
+            return self._stage(load, picture, (picture.shape[1], picture.shape[0]), PACKED)
+        if isinstance(picture, Nv12Frame):
+            self._check_size(picture.wh)
+            return self._stage(load, picture.rows, picture.wh, NV12, picture.matrix_code)
         wh = shape_for_gpu(picture) if self._jpeg is not None else None
         if wh is None or wh[0] * wh[1] > self._max_pixels or self._rule.color == "gray":
             return self._decode_on_cpu(load, picture)
+        return self.add_jpeg(load, picture, wh)
+
+    def add_jpeg(self, load: Load, data: bytes | MappedJpeg, wh: tuple[int, int]) -> Place | None:
+        """As `add`, for a JPEG whose header was looked at by `shape_for_gpu`, which said `wh`."""
         place = self._place(load, wh, wh[0] * 3, PACKED)
         if place is not None:
-            load.for_gpu[place[0]] = picture
+            load.for_gpu[place[0]] = data
         return place
 
     def _decode_on_cpu(self, load: Load, data: bytes) -> Place | None:
         pixels = self._decoder.decode(data)
-        place = self._stage(load, pixels)
+        form = GRAY if pixels.ndim == 2 or pixels.shape[2] == 1 else PACKED
+        place = self._stage(load, pixels, (pixels.shape[1], pixels.shape[0]), form)
         self.num_on_cpu += place is not None
         return place
 
-    def _stage(self, load: Load, pixels: np.ndarray) -> Place | None:
+    def _check_size(self, wh: tuple[int, int]) -> None:
+        if wh[0] * wh[1] > self._max_pixels:
+            raise PictureError(
+                f"a frame must have at most {self._max_pixels} pixels, it has {wh[0]} x {wh[1]}; "
+                "make it smaller, or raise max_pixels"
+            )
+
+    def _stage(
+        self,
+        load: Load,
+        pixels: np.ndarray,
+        wh: tuple[int, int],
+        form: int,
+        matrix: int = BT601,
+    ) -> Place | None:
         """Copy pixels to pinned memory and enqueue their upload."""
         slot, num_bytes, at = load.slot, pixels.nbytes, load.staged
         if num_bytes > len(slot.staging.array):
@@ -224,9 +283,7 @@ class Feeder:
         is_there = own <= given <= own + len(slot.staging.array) - num_bytes
         if not is_there and at + num_bytes > len(slot.staging.array):
             return None
-        wh = (pixels.shape[1], pixels.shape[0])
-        form = GRAY if pixels.ndim == 2 or pixels.shape[2] == 1 else PACKED
-        place = self._place(load, wh, num_bytes // pixels.shape[0], form)
+        place = self._place(load, wh, num_bytes // pixels.shape[0], form, matrix)
         if place is None:
             return None
         if is_there and pixels.flags.c_contiguous:  # the caller wrote it to where it is wanted
@@ -238,9 +295,11 @@ class Feeder:
         self._stream.upload(int(slot.pixels[place[0]]), slot.staging, num_bytes, at=at)
         return place
 
-    def _place(self, load: Load, wh: tuple[int, int], pitch: int, form: int) -> Place | None:
+    def _place(
+        self, load: Load, wh: tuple[int, int], pitch: int, form: int, matrix: int = BT601
+    ) -> Place | None:
         """Reserve room in the source memory and describe the picture."""
-        template = self._template(wh, pitch, form)
+        template = self._template(wh, pitch, form, matrix)
         slot, position = load.slot, load.num
         if template.num_bytes > slot.source_bytes:
             raise PictureError(
@@ -252,18 +311,21 @@ class Feeder:
         address = slot.source + load.at
         slot.rows[position] = template.row
         slot.pixels[position] = address
+        if form == NV12:
+            slot.chroma[position] = address + pitch * wh[1]
         load.at += template.num_bytes
         load.num += 1
         return position, wh
 
-    def _template(self, wh: tuple[int, int], pitch: int, form: int) -> _Template:
-        key = (*wh, form)
+    def _template(self, wh: tuple[int, int], pitch: int, form: int, matrix: int) -> _Template:
+        key = (*wh, form, matrix)
         if key not in self._templates:
             if len(self._templates) > 4096:
                 self._templates.clear()
             entry = np.zeros(1, PICTURE)
-            describe(entry, self._rule, wh, 0, pitch, form=form)
-            num_bytes = -(-(pitch * wh[1] + READ_PAST) // ALIGNMENT) * ALIGNMENT
+            describe(entry, self._rule, wh, 0, pitch, form=form, matrix=matrix)
+            rows = wh[1] * 3 // 2 if form == NV12 else wh[1]
+            num_bytes = -(-(pitch * rows + READ_PAST) // ALIGNMENT) * ALIGNMENT
             self._templates[key] = _Template(entry.view(np.uint8), num_bytes)
         return self._templates[key]
 
@@ -301,8 +363,8 @@ class Feeder:
             self.num_again += 1
         return errors
 
-    def _decode_again(self, slot: Slot, place: int, data: bytes) -> None:
-        pixels = self._second_decoder.decode(data)
+    def _decode_again(self, slot: Slot, place: int, data: bytes | MappedJpeg) -> None:
+        pixels = self._second_decoder.decode(data if isinstance(data, bytes) else data.view)
         address, *wh = (int(slot.table[name][place]) for name in ("pixels", "width", "height"))
         if list(pixels.shape[1::-1]) != wh:
             raise PictureError(

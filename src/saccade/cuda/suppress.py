@@ -15,7 +15,14 @@ from saccade.cuda.runtime import Device, Stream
 from saccade.errors import BuildError, EngineError, InputError
 from saccade.types import Detections, DeviceBuffer, Thresholds
 
-__all__ = ["MAX_CANDIDATES", "Suppressor", "Workspace", "suppress_defines", "suppress_source"]
+__all__ = [
+    "MAX_CANDIDATES",
+    "FinalBoxes",
+    "Suppressor",
+    "Workspace",
+    "suppress_defines",
+    "suppress_source",
+]
 
 # The power of two above vision.suppress.MAX_CANDIDATES.
 MAX_CANDIDATES = 32768
@@ -224,28 +231,49 @@ class Suppressor:
         grid = (self.workspace.batch, 1, 1)
         self._finish.launch(stream, grid, _FINISH_THREADS, (self._outputs, *where))
 
-    def read(self, results: np.ndarray, position: int) -> Detections:
-        """Final boxes of one picture from the pinned results, copied.
+    def final_boxes(self, results: np.ndarray) -> FinalBoxes:
+        """A reader of the pinned results, to be made once and used after each launch."""
+        return FinalBoxes(results, self.workspace, self._limit, self.head.num_points)
+
+
+class FinalBoxes:
+    """Reads what the second kernel wrote. Views are made once: a single call has no time for it.
+
+    Args:
+        results: Bytes of workspace.results_bytes, pinned.
+        work: Sizes.
+        limit: Boxes per picture at most.
+        num_points: Key points per box.
+    """
+
+    def __init__(self, results: np.ndarray, work: Workspace, limit: int, num_points: int) -> None:
+        values = results.view(np.float32).reshape(work.batch, -1)
+        self._heads = values[:, :_HEADER].view(np.int32)
+        self._records = values[:, _HEADER:].reshape(work.batch, work.max_kept, work.record)
+        self._classes = self._records.view(np.int32)[:, :, 5]
+        self._capacity = work.capacity
+        self._limit = limit
+        self._num_points = num_points
+
+    def read(self, position: int) -> Detections:
+        """Final boxes of one picture, copied.
 
         Raises:
             EngineError: More candidates passed the threshold than fit.
         """
-        work = self.workspace
-        values = results.view(np.float32).reshape(work.batch, -1)[position]
-        num, found, overflowed, _ = values[:_HEADER].view(np.int32).tolist()
+        num, found, overflowed, _ = self._heads[position].tolist()
         if overflowed:
             raise EngineError(
-                f"at most {work.capacity} candidates per picture fit on the GPU, {found} passed "
+                f"at most {self._capacity} candidates per picture fit on the GPU, {found} passed "
                 "the score threshold; raise the threshold or max_candidates"
             )
         num = min(num, self._limit)
-        records = values[_HEADER : _HEADER + num * work.record].reshape(num, work.record)
-        points = None
-        if self.head.num_points:
-            points = records[:, 6:].reshape(num, self.head.num_points, 2).copy()
+        records, points = self._records[position, :num], None
+        if self._num_points:
+            points = records[:, 6:].reshape(num, self._num_points, 2).copy()
         return Detections(
             boxes_xyxy=records[:, :4].copy(),
             scores=records[:, 4].copy(),
-            classes=np.ascontiguousarray(records[:, 5]).view(np.int32).copy(),
+            classes=self._classes[position, :num].copy(),
             keypoints_xy=points,
         )

@@ -24,7 +24,7 @@ from saccade.cuda.path import DevicePath, PathOptions
 from saccade.cuda.prepare import PICTURE
 from saccade.cuda.runtime import Device
 from saccade.cuda.runtime import plan as lay_out
-from saccade.cuda.slots import SlotSizes, slot_regions
+from saccade.cuda.slots import SlotSizes, path_regions
 from saccade.cuda.suppress import workspace_of
 from saccade.errors import BuildError, SaccadeError
 from saccade.graph.cost import cost_of
@@ -272,10 +272,7 @@ def _slots_bytes(
         counts=counts,
         results=0,
     )
-    regions: dict[str, int] = {}
-    for number in range(options.num_slots):
-        regions |= slot_regions(sizes, number)
-    return lay_out(regions)[1]
+    return lay_out(path_regions(sizes, options.num_slots))[1]
 
 
 def check_limit(
