@@ -157,6 +157,8 @@ class Child:
         for process in tree[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        # Gone before anyone else is timed, memory and all.
+        psutil.wait_procs(tree[1:], QUIT_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()

@@ -4,8 +4,8 @@
 
 1. Each contender alone, in a process of its own: its answers are compared with the plain NumPy
    reference, and its memory is watched over one full round.
-2. All that passed, each in its own process: A B C A B C ... While one is timed, the processes
-   of all others are stopped (or ended, where a contender cannot bear to be stopped).
+2. All that passed, each in its own process: A B C B C A C A B ... While one is timed, the
+   processes of all others are stopped (or ended, where a contender cannot bear to be stopped).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pkgutil
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -32,6 +32,7 @@ from bench.child import Child, ContenderError, watch_cpu, watch_memory
 BASELINE = "saccade"
 REFERENCE = "bench.reference"
 NUM_WARM = 8
+T = TypeVar("T")
 MAX_BOX_DRIFT = 0.01
 
 
@@ -174,11 +175,15 @@ def examine(
 
 
 def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]) -> None:
-    """Rounds in turns over all contenders that passed; fills entry["rounds"]."""
+    """Rounds in turns over all contenders that passed; fills entry["rounds"].
+
+    Each round begins with another contender: whoever follows one that has to be ended (its
+    processes may still be giving back their memory) would else be the same every time.
+    """
     held: dict[str, Child] = {}
     try:
         for index in range(job["rounds"]):
-            for name, entry in entries.items():
+            for name, entry in rotated(list(entries.items()), index):
                 if not may_be_timed(entry):
                     continue
                 try:
@@ -196,6 +201,12 @@ def time_all(case: Case, entries: dict[str, dict[str, Any]], job: dict[str, Any]
     finally:
         for child in held.values():
             child.close()
+
+
+def rotated(values: list[T], by: int) -> list[T]:
+    """The same values in the same circular order, beginning `by` places later."""
+    first = by % len(values) if values else 0
+    return values[first:] + values[:first]
 
 
 def start(case: Case, name: str) -> Child:
