@@ -91,11 +91,10 @@ def overview(reports: list[dict[str, Any]]) -> str:
     for name, label in names.items():
         rows.append([label, *(rate_of(report, name) for report in reports)])
     rows.append(["bound, ONNX Runtime, FP32", *(bound_of(report) for report in reports)])
-    machines = sorted({machine_of(report) for report in reports})
     dates = sorted({report["environment"]["date"][:10] for report in reports})
     rounds = sorted({str(report["rounds"]) for report in reports})
     note = (
-        f"{'; '.join(machines)}; {', '.join(dates)}. Files on disk to final boxes; medians of "
+        f"{machines_of(reports)}; {', '.join(dates)}. Files on disk to final boxes; medians of "
         f"{', '.join(rounds)} rounds in turns; every answer checked before timing (refused: the "
         "answers were worse than allowed). Bound: cores / CPU seconds of decode, prepare, "
         "one-thread inference and suppress."
@@ -118,6 +117,16 @@ def bound_of(report: dict[str, Any]) -> str:
     bounds = [m["report"]["bound_per_s"] for m in measured if m and m["available"]]
     shown = sorted({number(value) for value in bounds}, key=float)
     return " to ".join(shown) if shown else NO_RESULT
+
+
+def machines_of(reports: list[dict[str, Any]]) -> str:
+    """The machine, or each machine and the cases that it ran: only a column is one comparison."""
+    titles: dict[str, list[str]] = {}
+    for report in reports:
+        titles.setdefault(machine_of(report), []).append(report["title"])
+    if len(titles) == 1:
+        return next(iter(titles))
+    return "; ".join(f"{' and '.join(cases)} on {machine}" for machine, cases in titles.items())
 
 
 def machine_of(report: dict[str, Any]) -> str:
