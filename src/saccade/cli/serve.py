@@ -89,13 +89,16 @@ class EngineOptions:
     """How requests are run.
 
     Attributes:
-        engines: Engine processes; each loads all models.
-        threads: Threads of each engine process; default the cores shared out.
-        batch: Items per inference at most; default 1, or as the bundle was built.
+        fronts: Processes that speak to clients; default one, and more where there are many cores.
+        engines: Engine processes; each loads all models. With --devices each has one.
+        threads: Threads of each engine process; default the cores shared out. On a GPU the batches
+            in flight, default 4.
+        batch: Items per inference at most; default 1, on a GPU 32, or as the bundle was built.
         latency_ms: What batching is tuned to: no request is made to wait beyond it.
         force: Serve bundles that did not pass their gate.
     """
 
+    fronts: int | None = None
     engines: int = 1
     threads: int | None = None
     batch: int | None = None
@@ -134,6 +137,7 @@ def serve(
     spans
         Send spans of OpenTelemetry, as its environment variables say; needs saccade[otel].
     """
+    from saccade.pipeline.devices import parse_bytes
     from saccade.server.http import HttpLimits
     from saccade.server.loading_options import LoadOptions
     from saccade.server.options import ServeOptions, read_source
@@ -143,14 +147,16 @@ def serve(
     network = network or NetworkOptions()
     limits = limits or LimitOptions()
     engine = engine or EngineOptions()
-    _check_device(given)
+    devices = _devices(given)
     keys = given.contract_keys()
     options = ServeOptions(
         host=network.host,
         http_port=network.port,
         grpc_port=network.grpc_port if network.grpc else None,
+        fronts=engine.fronts,
         engines=engine.engines,
         threads=engine.threads,
+        devices=devices,
         load=LoadOptions(
             preset=keys["preset"],
             contract=str(keys["contract"]) if keys["contract"] else None,
@@ -162,6 +168,7 @@ def serve(
             batch=engine.batch,
             max_pixels=limits.max_pixels,
             is_forced=engine.force,
+            gpu_memory=parse_bytes(given.gpu_memory) if given.gpu_memory else None,
         ),
         limits=HttpLimits(max_body_bytes=limits.max_body_mb << 20),
         max_queue=limits.max_queue,
@@ -187,11 +194,22 @@ def serve(
     return 0
 
 
-def _check_device(given: ModelOptions) -> None:
-    """Serving runs on the CPU."""
-    if given.device in (None, "cpu") and given.devices is None and given.gpu_memory is None:
-        return
-    raise InputError(
-        "models must be served on the CPU, --device, --devices or --gpu-memory ask for a GPU; "
-        "leave them out, or run jobs on the GPU with 'saccade detect'"
-    )
+def _devices(given: ModelOptions) -> tuple[str, ...]:
+    """The GPUs to serve on; none for the CPU.
+
+    Raises:
+        InputError: The options contradict each other.
+        BackendUnavailable: A device is not there.
+    """
+    from saccade.pipeline.devices import check_device, device_name
+
+    one = (device_name(given.device),) if given.device is not None else ()
+    names = tuple(name for name in given.device_names() or one if name != "cpu")
+    if not names and given.gpu_memory is not None:
+        raise InputError(
+            f"--gpu-memory {given.gpu_memory} must come with --device or --devices, no GPU is "
+            "named; name one, or leave it out"
+        )
+    for name in names:
+        check_device(name)
+    return names

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saccade.pipeline.device import DeviceSession
     from saccade.pipeline.sources import SourceItem
 
-__all__ = ["DeviceReport", "DeviceRun", "fits", "named", "room_for"]
+__all__ = ["DeviceReport", "DeviceRun", "fits", "fits_bytes", "named", "room_for"]
 
 # A kernel may read past the end of a picture; sizes are rounded up.
 _SLACK = 4 * ALIGNMENT
@@ -77,15 +77,25 @@ class DeviceReport:
 
 def fits(options: PathOptions, fed: Fed) -> bool:
     """Whether a picture fits the room of a batch, which must be told in the options."""
+    return fits_bytes(options, fed.num_bytes, is_encoded=isinstance(fed.picture, bytes))
+
+
+def fits_bytes(options: PathOptions, num_bytes: int, *, is_encoded: bool) -> bool:
+    """Whether pixels of so many bytes fit the room of a batch, which must be told in the options.
+
+    Args:
+        options: Of the path.
+        num_bytes: Of the picture's pixels.
+        is_encoded: Whether the GPU decodes it.
+    """
     assert options.source_bytes is not None
     assert options.staging_bytes is not None
-    is_encoded = isinstance(fed.picture, bytes)
     room = options.source_bytes if is_encoded else min(options.source_bytes, options.staging_bytes)
-    return _needed(fed.num_bytes) <= room
+    return _needed(num_bytes) <= room
 
 
 def _needed(num_bytes: int) -> int:
-    """Of a picture in device memory, whose rows may be padded."""
+    """Bytes that a picture of so many takes in device memory, where rows may be padded."""
     return num_bytes + num_bytes // 16 + _SLACK
 
 

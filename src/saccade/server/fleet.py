@@ -18,10 +18,19 @@ from saccade.server.wire import Load, Status, Unload
 if TYPE_CHECKING:
     from saccade.server.app import Front
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "drained"]
 
 _STATUS_S = 2.0
+# On a GPU: one batch runs, one is being decoded, one is being filled, one is being answered.
+_BATCHES_AHEAD = 4
 _POLL_S = 0.01
+
+
+async def drained(front: Front, entry: ModelEntry) -> None:
+    """Wait until nothing of a model is under way in a front, and drop its queue there."""
+    while entry.num_open:
+        await asyncio.sleep(_POLL_S)
+    front.dispatcher.forget(entry)
 
 
 class Fleet:
@@ -44,9 +53,11 @@ class Fleet:
         from saccade.profiler.machine import num_cores
 
         front = self._front
-        threads = front.options.threads or max(1, num_cores() // front.options.engines)
-        for number in range(front.options.engines):
-            engine = Engine(number, front.arena, threads, front.loop, self._on_death)
+        devices = front.options.devices or ("cpu",) * front.options.engines
+        on_cpu = max(1, num_cores() // len(devices))
+        for number, device in enumerate(devices):
+            threads = front.options.threads or (on_cpu if device == "cpu" else _BATCHES_AHEAD)
+            engine = Engine(number, front.arena, threads, front.loop, self._on_death, device)
             self._engines.append(engine)
             engine.start()
             engine.is_up = True
@@ -77,15 +88,15 @@ class Fleet:
             details = await self._load_everywhere(entry)
         except Problem as problem:
             entry.state, entry.reason = "UNAVAILABLE", str(problem)
+            await front.fronts.publish()
             front.log.event("model refused", **told, why=entry.reason)
             await self._unload_everywhere(entry)
             raise
         entry.details = msgspec.json.decode(details)
         entry.state = "READY"
-        # Enough for a batch to gather while one runs.
-        ahead = entry.details["plan"]["batch"] + 1
-        front.dispatcher.ahead = max(front.dispatcher.ahead, ahead)
+        front.dispatcher.suit(entry)
         before = repository.put(entry)
+        await front.fronts.publish()
         seconds = round(time.monotonic() - begun_s, 3)
         front.log.event("model ready", **told, path=entry.path, seconds=seconds)
         if before is not None and before is not entry:
@@ -117,7 +128,10 @@ class Fleet:
     async def _load_in(self, engine: Engine, entry: ModelEntry) -> bytes:
         latency_ms = self._front.options.latency_ms
         options = msgspec.structs.replace(
-            entry.options, workers=engine.num_threads, latency_ms=latency_ms
+            entry.options,
+            workers=engine.num_threads,
+            latency_ms=latency_ms,
+            device=entry.options.device or engine.device,
         )
         packed = msgspec.json.encode(options)
         return await engine.ask(lambda i, b, c: Load(i, entry.key, entry.name, entry.path, packed))
@@ -125,14 +139,14 @@ class Fleet:
     async def unload(self, entry: ModelEntry) -> None:
         """Take no more requests for a model, finish those it has, and release it."""
         entry.state, entry.reason = "UNLOADING", ""
+        await self._front.fronts.publish()
         await self._retire(entry)
         entry.state, entry.reason = "UNAVAILABLE", "unloaded"
+        await self._front.fronts.publish()
         self._front.log.event("model unloaded", model=entry.name, version=entry.version)
 
     async def _retire(self, entry: ModelEntry) -> None:
-        while entry.num_open:
-            await asyncio.sleep(_POLL_S)
-        self._front.dispatcher.forget(entry)
+        await asyncio.gather(drained(self._front, entry), self._front.fronts.retire(entry.key))
         await self._unload_everywhere(entry)
 
     async def _unload_everywhere(self, entry: ModelEntry) -> None:
@@ -172,8 +186,10 @@ class Fleet:
                     return  # it ended again, and will be started again
                 told = {"model": entry.name, "version": entry.version}
                 entry.state, entry.reason = "UNAVAILABLE", str(problem)
+                await self._front.fronts.publish()
                 self._front.log.event("model lost", **told, why=entry.reason)
         engine.is_up = True
+        await self._front.fronts.connect(engine)
         self._front.log.event("engine process is back", engine=engine.number, pid=pid)
         self._front.dispatcher.pump()
 

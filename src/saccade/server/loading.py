@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saccade import backends, bundles
 from saccade.bundles.plain import plain
 from saccade.errors import AccuracyError, InputError, ModelError
 from saccade.graph.reading import read_model
 from saccade.pipeline.detector import Detector, load
+from saccade.pipeline.devices import check_device
 from saccade.pipeline.run import RunOptions
 from saccade.profiler.machine import num_cores
 from saccade.server.dtypes import datatype_of
 from saccade.server.loading_options import LoadOptions
 from saccade.types import Contract, Engine, Model, Plan, TensorSpec
+
+if TYPE_CHECKING:
+    from saccade.server.loading_device import OnDevice
 
 __all__ = ["ServedModel", "open_model"]
 
@@ -37,6 +41,7 @@ class ServedModel:
         scaled_decode: As in RunOptions.
         max_pixels: As in LoadOptions.
         why_no_detector: Why pictures cannot be sent, or "".
+        on_device: If it is a detector on a GPU, what it has there.
     """
 
     name: str
@@ -49,6 +54,7 @@ class ServedModel:
     scaled_decode: bool
     max_pixels: int
     why_no_detector: str = ""
+    on_device: OnDevice | None = None
 
     @property
     def has_free_batch(self) -> bool:
@@ -57,6 +63,8 @@ class ServedModel:
 
     def close(self) -> None:
         """Release the network."""
+        if self.on_device is not None:
+            self.on_device.close()
         if self.detector is not None:
             self.detector.close()
         else:
@@ -73,6 +81,7 @@ class ServedModel:
             "max_batch": self.plan.batch if self.has_free_batch else 0,
             "contract": _contract(self.detector.contract) if self.detector else None,
             "why_no_detector": self.why_no_detector,
+            "on_device": self.on_device.details() if self.on_device else None,
             "fallbacks": [plain(fallback) for fallback in self.engine.fallbacks],
             "mismatches": [str(m) for m in self.detector.mismatches] if self.detector else [],
             "gate": plain(self.manifest.gate) if self.manifest else None,
@@ -98,8 +107,14 @@ def _contract(contract: Contract) -> dict[str, Any]:
     }
 
 
-def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
+def open_model(name: str, path: str, options: LoadOptions, *, taken_bytes: int = 0) -> ServedModel:
     """Load a bundle or an ONNX file. A network without a known head is served for tensors only.
+
+    Args:
+        name: What clients call it.
+        path: Bundle or ONNX file.
+        options: How.
+        taken_bytes: Device memory that models have which are there already.
 
     Raises:
         AccuracyError: A bundle that did not pass its gate, and is not forced.
@@ -109,6 +124,7 @@ def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
     if bundles.is_bundle(path):
         manifest = bundles.read_bundle(path).manifest
         _check_gate(path, manifest, options)
+        _check_device(path, manifest, options)
     if options.tensors_only:
         return _open_network(name, path, options, manifest, "it was loaded for tensors only")
     try:
@@ -120,6 +136,7 @@ def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
             size_hw=options.size_hw,
             backend=options.backend,
             precision=options.precision,  # type: ignore[arg-type]
+            device=options.device if manifest is None else None,
             engine_options=options.engine_options or None,
         )
     except ModelError as exc:  # among them ContractError; a broken file fails again below
@@ -130,13 +147,20 @@ def open_model(name: str, path: str, options: LoadOptions) -> ServedModel:
     workers = options.workers or num_cores()
     # A graph that fixes its batch decides it: options are for all models of a server.
     is_fixed = any(s.shape and isinstance(s.shape[0], int) for s in detector.model.inputs)
-    batch = None if is_fixed else run.batch
+    batch = None if is_fixed else run.batch or detector.default_batch()
     plan = detector.plan(batch=batch, streams=run.streams or workers, threads=run.threads or 1)
+    on_device = None
+    if detector.is_on_gpu:
+        from saccade.server.loading_device import open_on_device
+
+        limit = options.gpu_memory and max(options.gpu_memory - taken_bytes, 1)
+        on_device = open_on_device(detector, plan, limit_bytes=limit, max_pixels=options.max_pixels)
     return ServedModel(
         name=name,
         model=detector.model,
         plan=plan,
-        engine=detector.engine(plan),
+        engine=on_device.engine if on_device else detector.engine(plan),
+        on_device=on_device,
         detector=detector,
         manifest=manifest,
         size_hw=detector.contract.input.size_hw,
@@ -156,6 +180,16 @@ def _check_gate(path: str, manifest: bundles.Manifest, options: LoadOptions) -> 
     )
 
 
+def _check_device(path: str, manifest: bundles.Manifest, options: LoadOptions) -> None:
+    """A bundle runs where it was built to run."""
+    if options.device not in (None, "cpu", manifest.plan.device):
+        raise InputError(
+            f"{Path(path).name} must be served where it was built to run, on "
+            f"{manifest.plan.device}; this engine process serves {options.device}: build it for "
+            f"that device, or start the server with --device {manifest.plan.device}"
+        )
+
+
 def _open_network(
     name: str, path: str, options: LoadOptions, manifest: bundles.Manifest | None, why: str
 ) -> ServedModel:
@@ -168,9 +202,17 @@ def _open_network(
     if manifest is not None:
         plan = dataclasses.replace(manifest.plan)
     else:
+        device = options.device or "cpu"
+        check_device(device)
+        if device != "cpu" and options.gpu_memory is not None:
+            raise InputError(
+                "a limit of device memory can be kept for detectors only, what "
+                f"{Path(path).name} takes is not known before ({why}); leave out --gpu-memory"
+            )
         plan = Plan(
-            options.backend or "onnxruntime",
+            options.backend or ("onnxruntime" if device == "cpu" else "torch"),
             options.precision or "fp32",  # type: ignore[arg-type]
+            device=device,
             batch=int(fixed[0]) if fixed else options.batch or 1,
             streams=workers,
             threads=options.threads or 1,

@@ -25,6 +25,8 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_pixels: Larger pictures are refused before they are decoded.
         is_forced: Serve a bundle that did not pass its gate.
         tensors_only: Do not look for a detection head.
+        device: "cpu" or "cuda:N"; None leaves it to the engine process, or to a bundle.
+        gpu_memory: Device memory that the model may take in bytes, or None.
     """
 
     preset: str | None = None
@@ -41,3 +43,5 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = 50_000_000
     is_forced: bool = False
     tensors_only: bool = False
+    device: str | None = None
+    gpu_memory: int | None = None

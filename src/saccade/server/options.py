@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from saccade.errors import InputError
 from saccade.server.http import HttpLimits
 from saccade.server.loading_options import LoadOptions
 
-__all__ = ["ModelSource", "ServeOptions", "read_source"]
+__all__ = ["ModelSource", "ServeOptions", "pack_options", "read_source", "unpack_options"]
+
+# A front takes so many cores of requests that decode and infer on the processor; on a GPU's machine
+# what is left for cores is mostly the fronts' own work.
+_CORES_PER_FRONT, _CORES_PER_FRONT_WITH_GPU = 8, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,11 @@ class ServeOptions:
         host: Address to listen on.
         http_port: For REST, /detect and the page; 0 takes a free one.
         grpc_port: For gRPC; 0 takes a free one, None offers none.
+        fronts: Processes that speak to clients; default by the cores.
         engines: Engine processes.
-        threads: Threads of each that work on requests; default the cores shared out.
+        threads: Threads of each that work on requests; default the cores shared out. On a GPU the
+            batches in flight, default 4.
+        devices: "cuda:N" for each engine process; none for the CPU.
         load: How models are loaded.
         limits: What a client may take.
         max_queue: Requests that may wait per model.
@@ -72,8 +82,10 @@ class ServeOptions:
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int | None = 8001
+    fronts: int | None = None
     engines: int = 1
     threads: int | None = None
+    devices: tuple[str, ...] = ()
     load: LoadOptions = field(default_factory=LoadOptions)
     limits: HttpLimits = field(default_factory=HttpLimits)
     max_queue: int = 256
@@ -93,6 +105,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         for name in (
+            "fronts",
             "engines",
             "threads",
             "max_queue",
@@ -103,7 +116,39 @@ class ServeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}; correct it")
+        if self.devices and self.engines != 1:
+            raise InputError(
+                f"engines must be left out where devices are given, it is {self.engines}; each "
+                "device has one engine process"
+            )
         if (self.certificate is None) != (self.key is None):
             raise InputError(
                 "certificate and key must be given together, one is missing; give both for TLS"
             )
+
+    @property
+    def num_fronts(self) -> int:
+        """Processes that speak to clients."""
+        from saccade.profiler.machine import num_cores
+
+        if self.fronts is not None:
+            return self.fronts
+        has_gpu = any(device != "cpu" for device in self.devices)
+        return max(1, num_cores() // (_CORES_PER_FRONT_WITH_GPU if has_gpu else _CORES_PER_FRONT))
+
+
+def pack_options(options: ServeOptions) -> bytes:
+    """Options as a further front is told them."""
+    packed: bytes = msgspec.msgpack.encode(options, enc_hook=str)
+    return packed
+
+
+def unpack_options(packed: bytes) -> ServeOptions:
+    """The options that `pack_options` packed."""
+    return msgspec.msgpack.decode(packed, type=ServeOptions, dec_hook=_from_text)
+
+
+def _from_text(kind: type, text: Any) -> Any:
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    return Path(text)

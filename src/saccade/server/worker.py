@@ -25,7 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,6 +60,10 @@ from saccade.server.wire import (
 from saccade.types import Detections, Placement, Slot
 from saccade.vision.decode import Decoder
 from saccade.vision.place import single_threaded_cv2
+
+if TYPE_CHECKING:
+    from saccade.cuda.nvjpeg import MappedJpeg
+    from saccade.server.device_pictures import DevicePictures
 
 __all__ = ["main"]
 
@@ -128,6 +132,8 @@ class EngineProcess:
         self._models: dict[int, ServedModel] = {}
         self._batching: dict[int, Batching] = {}
         self._task_s: dict[int, float] = {}
+        # Of models on a GPU.
+        self._pictures: dict[int, DevicePictures] = {}
         self._regions = Regions()
         self._num_threads = num_threads
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -161,6 +167,9 @@ class EngineProcess:
                 served = self._models.pop(task.model, None)
                 self._batching.pop(task.model, None)
                 self._task_s.pop(task.model, None)
+                pictures = self._pictures.pop(task.model, None)
+                if pictures is not None:
+                    pictures.close()
                 if served is not None:
                     served.close()
                 self._send([Loaded(task.id, b"{}")])
@@ -190,8 +199,17 @@ class EngineProcess:
                 self._num_idle -= 1
             self._do(tasks, tools, replies)
             self._send(replies)
+            if any(type(reply) is Failed and reply.kind == "engine" for reply in replies):
+                self._look_after_device(tasks[0].model)
             replies = []
             self._num_idle += 1  # an estimate: threads may lose one another's step
+
+    def _look_after_device(self, model: int) -> None:
+        served = self._models.get(model)
+        if served is not None and served.on_device is not None:
+            from saccade.server.device_pictures import end_if_lost
+
+            end_if_lost(served.on_device.session)
 
     def _is_short(self, task: Any) -> bool:
         return type(task) is Infer and self._task_s.get(task.model, 1.0) < SHORT_S
@@ -230,15 +248,42 @@ class EngineProcess:
     def _receive(self, *, wait: bool) -> bool:
         """Take a packet; False if there is none or there will be none."""
         tasks = self._lines.receive(wait=wait)
+        taken: set[int] = set()
         for task in tasks:
             if type(task) is Infer or type(task) is Detect:
+                if self._pictures and type(task) is Detect and self._take_for_gpu(task):
+                    taken.add(task.model)
+                    continue
                 self._backlog.append(task)
                 batching = self._batching.get(task.model)
                 if batching is not None and batching.max_batch > 1:
                     batching.arrived(task.arrived_s)
             else:
                 self._orders.put(task)
+        for model in taken:
+            self._pictures[model].notify()
         return bool(tasks) or (wait and not self._lines.is_over)
+
+    def _take_for_gpu(self, task: Detect) -> bool:
+        """Give a picture to the batches of its model, if it is one for a GPU's decoder."""
+        pictures = self._pictures.get(task.model)
+        if pictures is None:
+            return False
+        data: bytes | MappedJpeg
+        try:
+            if task.region is not None:
+                # Copied: its owner could change it after it was looked at.
+                data = bytes(self._regions.view(task.region))
+            elif task.block >= 0:
+                from saccade.cuda.nvjpeg import MappedJpeg
+
+                view = self._lines.block(task)[: task.num_bytes]
+                data = MappedJpeg(self._lines.address(task), view)
+            else:
+                data = task.payload
+        except Exception:  # it goes the ordinary way, where the error has a caller to tell
+            return False
+        return pictures.take(task, data)
 
     def _do(self, tasks: list[Any], tools: dict[int, _Tools], replies: list[Any]) -> None:
         begun_s = time.perf_counter()
@@ -268,16 +313,36 @@ class EngineProcess:
 
     def _load(self, task: Load) -> None:
         options = msgspec.json.decode(task.options, type=LoadOptions)
-        served = open_model(task.name, task.path, options)
+        others = (one.on_device for one in self._models.values())
+        taken_bytes = sum(one.own_bytes for one in others if one is not None)
+        served = open_model(task.name, task.path, options, taken_bytes=taken_bytes)
         try:
             slot = served.engine.open_slot(served.size_hw)
             slot.run(served.plan.batch)
+            if served.on_device is not None:
+                served.on_device.session.measure()
         except BaseException:
             served.close()
             raise
-        self._batching[task.model] = Batching(served.plan.batch, options.latency_ms / 1000)
+        batching = Batching(served.plan.batch, options.latency_ms / 1000)
+        self._batching[task.model] = batching
         self._models[task.model] = served
+        if served.on_device is not None:
+            self._pictures[task.model] = self._open_pictures(served, batching)
         self._send([Loaded(task.id, msgspec.json.encode(served.details()))])
+
+    def _open_pictures(self, served: ServedModel, batching: Batching) -> DevicePictures:
+        from saccade.server.device_pictures import DevicePictures
+
+        assert served.on_device is not None
+        assert served.detector is not None
+        return DevicePictures(
+            served.on_device,
+            served.detector.contract,
+            batching,
+            answer=self._answer,
+            send=self._send,
+        )
 
     def _payload(self, task: Infer | Detect) -> memoryview:
         return self._lines.block(task) if task.block >= 0 else memoryview(task.payload)
@@ -369,6 +434,11 @@ class EngineProcess:
                 f"{served.why_no_detector}"
             )
         lane, slot = tools.open_lane()
+        pictures = self._pictures.get(tasks[0].model)
+        if pictures is not None:
+            tasks = [task for task in tasks if not self._decode_for_gpu(task, pictures, replies)]
+            if not tasks:
+                return
         if len(tasks) == 1:
             self._detect_one(tasks[0], tools, lane, slot, replies)
             return
@@ -419,15 +489,25 @@ class EngineProcess:
         one = _Placed(task, stages, placement, picture, times)
         self._reply_picture(one, found, int(infer_s * 1e9), 1, replies)
 
+    def _decode_for_gpu(self, task: Detect, pictures: DevicePictures, replies: list[Any]) -> bool:
+        """Decode what the card cannot, and let the card do the rest; False if it cannot either."""
+        decoder = Decoder("rgb", max_pixels=self._models[task.model].max_pixels)
+        try:
+            return pictures.take_pixels(task, lambda: decoder.decode(self._encoded(task)).copy())
+        except Exception as exc:
+            replies.append(_failed(task, exc))
+            return True
+
     def _decode(self, task: Detect, lane: Lane) -> np.ndarray:
-        if task.region is not None:
-            data: Any = self._regions.view(task.region)
-        elif task.block >= 0:
-            data = self._lines.block(task)[: task.num_bytes]
-        else:
-            data = task.payload
         lane.is_encoded = True
-        return lane.timed("decode", lane.decoder.decode, data)
+        return lane.timed("decode", lane.decoder.decode, self._encoded(task))
+
+    def _encoded(self, task: Detect) -> Any:
+        if task.region is not None:
+            return self._regions.view(task.region)
+        if task.block >= 0:
+            return self._lines.block(task)[: task.num_bytes]
+        return task.payload
 
     def _reply_picture(
         self, one: _Placed, found: Detections, infer_ns: int, batch: int, replies: list[Any]
@@ -483,6 +563,7 @@ class EngineProcess:
 
     def _status(self) -> bytes:
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        pictures = list(self._pictures.values())
         with open("/proc/self/statm") as file:
             rss_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return json.dumps(
@@ -493,6 +574,8 @@ class EngineProcess:
                 "cpu_s": usage.ru_utime + usage.ru_stime,
                 "num_threads": self._num_threads,
                 "num_models": len(self._models),
+                "decoded_on_gpu": sum(one.num_on_gpu for one in pictures),
+                "decoded_on_cpu": sum(one.num_on_cpu for one in pictures),
             }
         ).encode()
 
