@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from saccade.server.arena import Arena
+from saccade.server.board import Board
 from saccade.server.control import Control
 from saccade.server.dispatch import Dispatcher
 from saccade.server.fleet import Fleet
+from saccade.server.fronts import Fronts
 from saccade.server.grpc import Grpc
 from saccade.server.http import Head, HttpConnection, HttpRequest, Response
 from saccade.server.logs import Log
@@ -39,6 +42,7 @@ class Front:
     Args:
         options: How it runs.
         loop: Where it runs.
+        board: What it shares with other fronts; None if it is alone.
 
     Attributes:
         stats: What it has done.
@@ -47,13 +51,25 @@ class Front:
         router: Who answers which path; more may be added before it listens.
         is_draining: Whether it is on its way out.
         is_ready: Whether it was started with all its models.
+        ask: Changes and figures that concern all fronts, by name: see `Control.shared`. A further
+            front has the first one asked.
     """
 
-    def __init__(self, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        board: Board | None = None,
+    ) -> None:
         self.options = options
         self.loop = loop
         self.log = Log(options.log, with_requests=options.log_requests)
         self.tracer = make_tracer() if options.with_spans else None
+        self._board = board
+        num_fronts = board.num_fronts if board is not None else 1
+        self._max_pending_bytes = (options.max_queue_mb << 20) // num_fronts
+        self.max_connections = -(-options.max_connections // num_fronts)
         self.stats = Stats()
         self.repository = Repository(self.stats)
         self.arena = Arena(options.arena_mb << 20)
@@ -61,8 +77,10 @@ class Front:
             self.arena,
             self.stats,
             loop,
-            max_queue=options.max_queue,
-            max_queue_bytes=options.max_queue_mb << 20,
+            # Fronts share out what may wait in all.
+            max_queue=-(-options.max_queue // num_fronts),
+            max_queue_bytes=(options.max_queue_mb << 20) // num_fronts,
+            board=board,
         )
         self.router = Router()
         self.heads: dict[bytes, Head] = {}
@@ -85,19 +103,26 @@ class Front:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.regions = SharedMemory()
         self.fleet = Fleet(self)
+        self.fronts = Fronts(self, board if board is not None else Board(1))
         self.control = Control(self)
         self.pictures = Pictures(self)
         self.rest = Rest(self)
         self.grpc = Grpc(self)
         self.rest.register(self.router)
         self.pictures.register(self.router)
-        Site(self).register(self.router)
+        self.site = Site(self)
+        self.site.register(self.router)
+        self._shared = {**self.control.shared(), **self.site.shared()}
+        self.ask: Callable[..., Awaitable[Any]] = self._ask_here
+
+    async def _ask_here(self, what: str, *arguments: Any) -> Any:
+        return await self._shared[what](*arguments)
 
     # What connections call.
 
     def open_connection(self, connection: HttpConnection) -> bool:
         """Count a client; False if there are too many."""
-        if len(self._connections) >= self.options.max_connections:
+        if len(self._connections) >= self.max_connections:
             return False
         self._connections.add(connection)
         self.stats.num_connections["http"] = len(self._connections)
@@ -107,6 +132,12 @@ class Front:
         """Forget a client."""
         self._connections.discard(connection)
         self.stats.num_connections["http"] = len(self._connections)
+        self.count_closed()
+
+    def count_closed(self) -> None:
+        """A client has gone; another may be given to this front in its place."""
+        if self._board is not None:
+            self._board.count_closed()
 
     def route(self, head: Head) -> None:
         """Find who answers a request, and whether the client may ask.
@@ -123,7 +154,7 @@ class Front:
 
     def may_receive(self, num_bytes: int) -> bool:
         """Whether there is room for a body that is on its way."""
-        return self.pending_bytes + max(num_bytes, 0) <= self.options.max_queue_mb << 20
+        return self.pending_bytes + max(num_bytes, 0) <= self._max_pending_bytes
 
     def count_pending(self, num_bytes: int) -> None:
         """Count bytes of bodies that are not complete."""
@@ -216,7 +247,7 @@ class Front:
                 caller.sweep(now_s, limits.body_s, limits.write_s)
 
     async def drain(self) -> None:
-        """Finish what was taken, take no more, and end the engine processes."""
+        """Finish what was taken and take no more."""
         self.is_draining = True
         self.is_ready = False
         end_s = time.monotonic() + self.options.drain_s
@@ -230,9 +261,11 @@ class Front:
             if not (self.dispatcher.num_open or self._connections or self.grpc.connections):
                 break
             await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        """Let go of everything; nothing is under way any more."""
         for task in list(self._tasks):
             task.cancel()
-        await self.fleet.stop()
         if self.tracer is not None:
             await self.loop.run_in_executor(None, self.tracer.close)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ class Control:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+
+    async def _ask(self, what: str, *arguments: Any) -> Any:
+        return await self._front.ask(what, *arguments)
 
     # Health and descriptions.
 
@@ -57,7 +60,19 @@ class Control:
         """A model's configuration."""
         return config_of(self._front.repository.ready(name, version))
 
-    def statistics(self, name: str, version: str) -> dict[str, Any]:
+    def shared(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """What concerns all fronts and is done by the first, by the name that `Front.ask` takes;
+        arguments and answers are plain values."""
+        return {
+            "statistics": self._statistics,
+            "load": self._load,
+            "unload": self._unload,
+            "register": self._register,
+            "unregister": self._unregister,
+            "log_settings": self._log_settings,
+        }
+
+    async def _statistics(self, name: str, version: str) -> dict[str, Any]:
         """Figures of a model, or of all."""
         repository = self._front.repository
         if not name:
@@ -66,7 +81,9 @@ class Control:
             found = [repository.find(name, version).base]
         else:
             found = repository.versions(repository.find(name).base.name)
-        return {"model_stats": [statistics_of(entry.stats) for entry in found]}
+        total, _ = await self._front.fronts.gather()
+        told = [statistics_of(total.model(entry.name, entry.version)) for entry in found]
+        return {"model_stats": told}
 
     # Models.
 
@@ -82,7 +99,7 @@ class Control:
                     listed.append({**told, "reason": entry.reason})
         return listed
 
-    async def load(self, name: str, parameters: dict[str, Any]) -> None:
+    async def _load(self, name: str, parameters: dict[str, Any]) -> None:
         """Load a model, anew if it is there: the new one takes over when it is ready.
 
         Raises:
@@ -119,7 +136,7 @@ class Control:
         found = [entry for entry in entries if version in ("", entry.version)]
         return found[0] if found else None
 
-    async def unload(self, name: str, parameters: dict[str, Any]) -> None:
+    async def _unload(self, name: str, parameters: dict[str, Any]) -> None:
         """Unload a version, or all of a model.
 
         Raises:
@@ -161,12 +178,23 @@ class Control:
 
     # Shared memory.
 
-    async def unregister(self, name: str) -> None:
+    async def _register(self, name: str, key: str, offset: int, num_bytes: int) -> None:
+        """Register a region in every front.
+
+        Raises:
+            Problem: There is no such memory, or the name is taken.
+        """
+        self._front.regions.register(name, key, offset, num_bytes)
+        await self._front.fronts.publish()
+
+    async def _unregister(self, name: str) -> None:
         """Forget a region, or all, in every process."""
-        for key in self._front.regions.unregister(name):
+        keys = self._front.regions.unregister(name)
+        await self._front.fronts.publish()
+        for key in keys:
             for engine in self._front.dispatcher.engines:
                 if engine.is_up:
-                    await engine.ask(lambda i, b, c, key=key: Forget(i, key))  # type: ignore[misc]
+                    await engine.ask(lambda i, b, c, key=key: Forget(i, key))
 
     def no_cuda_memory(self) -> Problem:
         """The answer to a client that wants to share memory of a GPU."""
@@ -179,7 +207,7 @@ class Control:
 
     # Settings.
 
-    def log_settings(self, changes: dict[str, Any]) -> dict[str, Any]:
+    async def _log_settings(self, changes: dict[str, Any]) -> dict[str, Any]:
         """What is logged, after changes.
 
         Raises:
@@ -194,6 +222,8 @@ class Control:
                     "leave it out; others are options of saccade serve",
                 )
             self._front.log.with_requests = value > 0
+        if changes:
+            await self._front.fronts.publish()
         return {_LOG_LEVEL: int(self._front.log.with_requests)}
 
     def trace_settings(self, changes: dict[str, Any]) -> dict[str, list[str]]:
@@ -224,23 +254,30 @@ class Control:
             except Problem:
                 return {"ready": False}  # as the protocol has it for models that are not there
 
+        ask = self._ask
+
         async def load(request: Any) -> dict[str, Any]:
-            await self.load(request.model_name, _repository_values(request.parameters))
+            await ask("load", request.model_name, _repository_values(request.parameters))
             return {}
 
         async def unload(request: Any) -> dict[str, Any]:
             values = _repository_values(request.parameters)
             values.pop("unload_dependents", None)
-            await self.unload(request.model_name, values)
+            await ask("unload", request.model_name, values)
             return {}
 
-        def register(request: Any) -> dict[str, Any]:
-            regions.register(request.name, request.key, request.offset, request.byte_size)
+        async def register(request: Any) -> dict[str, Any]:
+            asked = (request.name, request.key, request.offset, request.byte_size)
+            await ask("register", *asked)
             return {}
 
         async def unregister(request: Any) -> dict[str, Any]:
-            await self.unregister(request.name)
+            await ask("unregister", request.name)
             return {}
+
+        async def log_settings(request: Any) -> dict[str, Any]:
+            told = await ask("log_settings", _log_values(request.settings))
+            return {"settings": {name: {"uint32_param": value} for name, value in told.items()}}
 
         def cuda(request: Any) -> dict[str, Any]:
             raise self.no_cuda_memory()
@@ -252,7 +289,7 @@ class Control:
             "ServerMetadata": lambda request: server_metadata(),
             "ModelMetadata": lambda r: self.metadata(r.name, r.version),
             "ModelConfig": lambda r: {"config": numbered(self.config(r.name, r.version))},
-            "ModelStatistics": lambda r: self.statistics(r.name, r.version),
+            "ModelStatistics": lambda r: ask("statistics", r.name, r.version),
             "RepositoryIndex": lambda r: {"models": self.index(r.ready)},
             "RepositoryModelLoad": load,
             "RepositoryModelUnload": unload,
@@ -270,12 +307,7 @@ class Control:
                     for name, value in self.trace_settings(dict(r.settings)).items()
                 }
             },
-            "LogSettings": lambda r: {
-                "settings": {
-                    name: {"uint32_param": value}
-                    for name, value in self.log_settings(_log_values(r.settings)).items()
-                }
-            },
+            "LogSettings": log_settings,
         }
 
 

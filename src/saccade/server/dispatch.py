@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from saccade.server.arena import Arena
-from saccade.server.engines import Engine
+from saccade.server.board import Board
+from saccade.server.engines import Line
 from saccade.server.models import ModelEntry
 from saccade.server.problems import Problem
 from saccade.server.stats import Stats
@@ -120,6 +121,7 @@ class Dispatcher:
         loop: The front's.
         max_queue: Jobs that may wait per model.
         max_queue_bytes: Bytes that may wait in all.
+        board: Where fronts say what engine processes hold; None if there is one front.
 
     Attributes:
         engines: The processes.
@@ -134,8 +136,10 @@ class Dispatcher:
         *,
         max_queue: int,
         max_queue_bytes: int,
+        board: Board | None = None,
     ) -> None:
-        self.engines: list[Engine] = []
+        self.engines: list[Any] = []
+        self._board = board
         self.ahead = 2
         self.num_open = 0
         self._arena = arena
@@ -196,20 +200,32 @@ class Dispatcher:
                 self._count_queued(queue, job, 1)
                 return
 
+    def suit(self, entry: ModelEntry) -> None:
+        """Hold enough in engine processes for this model too: a batch gathers while one runs."""
+        self.ahead = max(self.ahead, entry.details["plan"]["batch"] + 1)
+
     def forget(self, entry: ModelEntry) -> None:
         """Drop the queue of a model that has no requests any more."""
         self._queues.pop(entry.key, None)
 
     # Choosing.
 
-    def _free_engine(self) -> Engine | None:
-        best: Engine | None = None
+    def _free_engine(self) -> Line | None:
+        best: Line | None = None
         fewest = 1 << 30
+        board = self._board
         for engine in self.engines:
-            num = len(engine.tickets)
-            if engine.is_up and num < fewest:
+            if not engine.is_up:
+                continue
+            num = len(engine.tickets) if board is None else board.held_by_all(engine.number)
+            if num < fewest:
                 best, fewest = engine, num
         if best is None or fewest < self.ahead * best.num_threads:
+            return best
+        # Whatever other fronts do, each has its share.
+        if board is not None and len(best.tickets) * board.num_fronts < (
+            self.ahead * best.num_threads
+        ):
             return best
         ahead_s = self._ahead_s.get(best.number, 0.0)
         if fewest < _MAX_AHEAD and ahead_s < _AHEAD_S * best.num_threads:
@@ -251,7 +267,7 @@ class Dispatcher:
 
     # Handing over and ending.
 
-    def _hand_over(self, job: Job, engine: Engine) -> bool:
+    def _hand_over(self, job: Job, engine: Line) -> bool:
         """Send a job; False if there is no room for its payload now."""
         block, payload = -1, b""
         num_bytes = job.num_bytes
@@ -271,6 +287,7 @@ class Dispatcher:
             payload = job.parts[0] if len(job.parts) == 1 else b"".join(job.parts)  # type: ignore[assignment]
         job.parts = ()
         entry, make, number, arrived_s = job.entry, job.make, engine.number, job.arrived_s
+        board = self._board
         queue = self._queues.get(entry.key)
         cost_s = entry.cost_s
         if queue is not None:
@@ -285,6 +302,8 @@ class Dispatcher:
             entry.stats.num_running -= 1
             if not engine.tickets:
                 self._ahead_s[number] = 0.0
+            if board is not None:
+                board.hold(number, len(engine.tickets))
             if not job.is_over:
                 self._end(job, reply, content)
             if self._num_queued:
@@ -297,6 +316,8 @@ class Dispatcher:
             num_bytes=num_bytes,
             is_short=cost_s < SHORT_S,
         )
+        if board is not None:
+            board.hold(number, len(engine.tickets))
         return True
 
     def _time_up(self, job: Job) -> None:

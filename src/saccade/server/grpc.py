@@ -110,13 +110,13 @@ class Grpc:
         self.max_streams = 256
         self.loop = front.loop
         self._connections: set[Http2Connection] = set()
-        self._calls: dict[str, Callable[[Any], dict[str, Any]]] = front.control.calls()
+        self._calls: dict[str, Callable[[Any], Any]] = front.control.calls()
 
     # What connections call.
 
     def open_connection(self, connection: Http2Connection) -> bool:
         """Count a client; False if there are too many."""
-        if len(self._connections) >= self._front.options.max_connections:
+        if len(self._connections) >= self._front.max_connections:
             return False
         self._connections.add(connection)
         self._front.stats.num_connections["grpc"] = len(self._connections)
@@ -126,6 +126,7 @@ class Grpc:
         """Forget a client."""
         self._connections.discard(connection)
         self._front.stats.num_connections["grpc"] = len(self._connections)
+        self._front.count_closed()
 
     @property
     def connections(self) -> list[Http2Connection]:
@@ -186,7 +187,7 @@ class Grpc:
         try:
             if stream.num_held > self.max_message_bytes + 5:
                 raise _too_large(self.max_message_bytes)
-            if front.pending_bytes > front.options.max_queue_mb << 20:
+            if not front.may_receive(0):
                 raise front.overloaded("bodies under way")
             while (content := self._next_message(stream)) is not None:
                 self._begin_message(connection, stream, content)

@@ -65,6 +65,14 @@ class SharedMemory:
         keys = {region.key for n in gone if (region := self._regions.pop(n, None)) is not None}
         return sorted(keys - {region.key for region in self._regions.values()})
 
+    def everything(self) -> dict[str, Region]:
+        """All that is registered, by name."""
+        return dict(self._regions)
+
+    def replace(self, regions: dict[str, Region]) -> None:
+        """Have these regions and no others."""
+        self._regions = dict(regions)
+
     def status(self, name: str = "") -> list[dict[str, Any]]:
         """What is registered.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saccade.server.models import ModelEntry
-from saccade.server.stats import STAGES, Histogram, ModelStats, Stats
+from saccade.server.stats import BATCH_BOUNDS, STAGES, Histogram, ModelStats, Stats
 
 __all__ = ["CONTENT_TYPE", "METRICS", "OUTCOMES", "exposition"]
 
@@ -79,10 +79,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("gpu", "name"),
         "Share of the driver's last sample period in which a kernel ran.",
     ),
+    "saccade_fronts": ("gauge", (), "Front processes that take clients."),
+    "saccade_front_restarts_total": ("counter", (), "Front processes that were started again."),
     "process_start_time_seconds": ("gauge", (), "Unix time of the start."),
-    "process_resident_memory_bytes": ("gauge", (), "Resident memory of the front process."),
-    "process_cpu_seconds_total": ("counter", (), "Processor seconds of the front process."),
-    "process_open_fds": ("gauge", (), "Open files of the front process."),
+    "process_resident_memory_bytes": ("gauge", (), "Resident memory of the front processes."),
+    "process_cpu_seconds_total": ("counter", (), "Processor seconds of the front processes."),
+    "process_open_fds": ("gauge", (), "Open files of the front processes."),
 }
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -101,6 +103,7 @@ def exposition(
     version: str,
     own: Mapping[str, Any],
     gpus: Sequence[Mapping[str, Any]] = (),
+    num_front_restarts: int = 0,
 ) -> bytes:
     """All metrics as text.
 
@@ -108,11 +111,13 @@ def exposition(
         stats: What the server counted.
         entries: The models it knows.
         version: Of saccade.
-        own: From `saccade.server.usage.own_usage`.
+        own: From `saccade.server.usage.own_usage`, summed over the fronts.
         gpus: From `saccade.server.usage.GpuWatch`.
+        num_front_restarts: Front processes that were started again.
     """
     families = {name: _Family() for name in METRICS}
     _server(families, stats, version, own)
+    _add(families, "saccade_front_restarts_total", (), num_front_restarts)
     for model in stats.models.values():
         _model(families, model)
     for entry in entries:
@@ -141,6 +146,7 @@ def _server(
         _add(families, "saccade_responses_total", (protocol, str(status)), count)
     for protocol, count in stats.num_connections.items():
         _add(families, "saccade_connections", (protocol,), count)
+    _add(families, "saccade_fronts", (), own.get("num_fronts", 1))
     _add(families, "process_start_time_seconds", (), stats.started_s)
     _add(families, "process_resident_memory_bytes", (), own["rss_bytes"])
     _add(families, "process_cpu_seconds_total", (), own["cpu_s"])
@@ -165,7 +171,7 @@ def _model(families: dict[str, _Family], model: ModelStats) -> None:
 def _batches(families: dict[str, _Family], labels: tuple[str, str], model: ModelStats) -> None:
     """Runs by batch size. A request counts as its share of the run it was in, so that the sums
     are whole when all requests of a run are answered."""
-    bounds = model.batch_sizes.bounds
+    bounds = BATCH_BOUNDS
     counts = [0.0] * (len(bounds) + 1)
     total = 0.0
     for size, (runs, *_) in model.batches.items():

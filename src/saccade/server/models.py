@@ -162,6 +162,12 @@ class Repository:
         versions[entry.version] = entry
         return before
 
+    def replace(self, entries: list[ModelEntry]) -> None:
+        """Have these entries and no others."""
+        self._entries = {}
+        for entry in entries:
+            self.put(entry)
+
     def versions(self, name: str) -> list[ModelEntry]:
         """All entries of a name, newest version first."""
         entries = self._entries.get(name, {}).values()

@@ -126,9 +126,11 @@ class Rest:
         """A model's configuration."""
         return Response(body=_json(self._control.config(name, version)))
 
-    def model_stats(self, request: HttpRequest, name: str = "", version: str = "") -> Response:
+    async def model_stats(
+        self, request: HttpRequest, name: str = "", version: str = ""
+    ) -> Response:
         """Figures of one model or of all."""
-        return Response(body=_json(self._control.statistics(name, version)))
+        return Response(body=_json(await self._front.ask("statistics", name, version)))
 
     # Inference.
 
@@ -208,14 +210,14 @@ class Rest:
 
     async def load(self, request: HttpRequest, name: str) -> Response:
         """Load a model."""
-        await self._control.load(name, _read(request).parameters)
+        await self._front.ask("load", name, _read(request).parameters)
         return Response()
 
     async def unload(self, request: HttpRequest, name: str) -> Response:
         """Unload a model."""
         parameters = _read(request).parameters
         parameters.pop("unload_dependents", None)
-        await self._control.unload(name, parameters)
+        await self._front.ask("unload", name, parameters)
         return Response()
 
     # Shared memory.
@@ -224,15 +226,15 @@ class Rest:
         """Regions that are registered."""
         return Response(body=_json(self._front.regions.status(name)))
 
-    def memory_register(self, request: HttpRequest, name: str) -> Response:
+    async def memory_register(self, request: HttpRequest, name: str) -> Response:
         """Register a region."""
         asked = _read(request)
-        self._front.regions.register(name, asked.key, asked.offset, asked.byte_size)
+        await self._front.ask("register", name, asked.key, asked.offset, asked.byte_size)
         return Response()
 
     async def memory_unregister(self, request: HttpRequest, name: str = "") -> Response:
         """Forget a region, or all."""
-        await self._control.unregister(name)
+        await self._front.ask("unregister", name)
         return Response()
 
     def cuda_status(self, request: HttpRequest, name: str = "") -> Response:
@@ -249,13 +251,13 @@ class Rest:
 
     # Settings.
 
-    def log_settings(self, request: HttpRequest) -> Response:
+    async def log_settings(self, request: HttpRequest) -> Response:
         """What is logged."""
-        return Response(body=_json(self._control.log_settings({})))
+        return Response(body=_json(await self._front.ask("log_settings", {})))
 
-    def change_log_settings(self, request: HttpRequest) -> Response:
+    async def change_log_settings(self, request: HttpRequest) -> Response:
         """Change what is logged."""
-        return Response(body=_json(self._control.log_settings(_object(request))))
+        return Response(body=_json(await self._front.ask("log_settings", _object(request))))
 
     def trace_settings(self, request: HttpRequest, name: str = "") -> Response:
         """How calls are traced."""

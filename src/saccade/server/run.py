@@ -9,14 +9,16 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saccade.errors import BackendUnavailable, InputError, SaccadeError
+from saccade.errors import BackendUnavailable, SaccadeError
 from saccade.server.app import Front
+from saccade.server.board import Board
+from saccade.server.door import Door, bind, make_adopter, tls_context
 from saccade.server.http import HttpConnection
 from saccade.server.http2 import Http2Connection
 from saccade.server.options import ModelSource, ServeOptions
 from saccade.server.problems import Problem
 
-__all__ = ["serve"]
+__all__ = ["new_loop", "protocols", "serve"]
 
 
 def serve(
@@ -35,7 +37,7 @@ def serve(
     Raises:
         SaccadeError: A model cannot be loaded, or a port is taken.
     """
-    loop = _new_loop()
+    loop = new_loop()
     try:
         loop.run_until_complete(_serve(sources, options, loop, on_ready))
     finally:
@@ -43,7 +45,12 @@ def serve(
         loop.close()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop as all fronts use it.
+
+    Raises:
+        BackendUnavailable: uvloop is missing.
+    """
     try:
         import uvloop
     except ImportError as exc:
@@ -61,66 +68,87 @@ async def _serve(
     loop: asyncio.AbstractEventLoop,
     on_ready: Callable[[Front, dict[str, str]], None] | None,
 ) -> None:
-    front = Front(options, loop)
+    board = Board(options.num_fronts) if options.num_fronts > 1 else None
+    front = Front(options, loop, board=board)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    servers: list[Any] = []
+    listening = _Listening(front, board)
     try:
         front.begin()
         await front.fleet.start()
-        addresses = {}
-        for kind, make, port in (
-            ("http", lambda: HttpConnection(front), options.http_port),
-            ("grpc", lambda: Http2Connection(front.grpc), options.grpc_port),
-        ):
-            if port is not None:
-                server = await _listen(make, options, port, kind)
-                servers.append(server)
-                at = "{}:{}".format(*server.sockets[0].getsockname()[:2])
-                scheme = "http" if options.certificate is None else "https"
-                addresses[kind] = f"{scheme}://{at}" if kind == "http" else at
+        await front.fronts.start()
+        addresses = await listening.open()
         for source in sources:
             try:
                 await front.fleet.load(source, options.load)
             except Problem as problem:
                 raise SaccadeError(f"{source.name}: {problem}") from problem
         front.is_ready = True
+        await front.fronts.publish()
         if on_ready is not None:
             on_ready(front, addresses)
         await stop.wait()
     finally:
-        for server in servers:
-            server.close()
-        await front.drain()
+        listening.close()
+        await asyncio.gather(front.drain(), front.fronts.drain())
+        await front.fleet.stop()
+        await front.end()
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):
                 loop.remove_signal_handler(number)
 
 
-def _tls(options: ServeOptions, protocol: str) -> ssl.SSLContext | None:
-    if options.certificate is None or options.key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(options.certificate, options.key)
-    except (OSError, ssl.SSLError) as exc:
-        raise InputError(
-            f"{options.certificate} and {options.key} must be a certificate and its key in PEM "
-            f"form, they are not ({exc}); correct --certificate and --key"
-        ) from exc
-    context.set_alpn_protocols([protocol])
-    return context
+class _Listening:
+    """Where clients come in: the loop takes them if there is one front, else a door does."""
+
+    def __init__(self, front: Front, board: Board | None) -> None:
+        self._front = front
+        self._board = board
+        self._servers: list[Any] = []
+        self._door: Door | None = None
+
+    async def open(self) -> dict[str, str]:
+        """Listen; the addresses by protocol.
+
+        Raises:
+            InputError: A port is taken, or the certificate is none.
+        """
+        front, options = self._front, self._front.options
+        makers = protocols(front)
+        addresses = {}
+        if self._board is not None:
+            adopt = make_adopter(front.loop, self._board, front.spawn, makers)
+            door = self._door = Door(front.loop, self._board, adopt, front.fronts.hand_over)
+            front.fronts.on_lost = door.forget
+        for kind, port in (("http", options.http_port), ("grpc", options.grpc_port)):
+            if port is None:
+                continue
+            sockets = bind(options.host, port)
+            make, context = makers[kind]
+            if self._door is not None:
+                self._door.listen(kind, sockets)
+            else:
+                for sock in sockets:
+                    server = await front.loop.create_server(make, sock=sock, ssl=context)
+                    self._servers.append(server)
+            at = "{}:{}".format(*sockets[0].getsockname()[:2])
+            scheme = "http" if options.certificate is None else "https"
+            addresses[kind] = f"{scheme}://{at}" if kind == "http" else at
+        return addresses
+
+    def close(self) -> None:
+        """Take no more."""
+        for server in self._servers:
+            server.close()
+        if self._door is not None:
+            self._door.close()
 
 
-async def _listen(make: Callable[[], Any], options: ServeOptions, port: int, kind: str) -> Any:
-    loop = asyncio.get_running_loop()
-    context = _tls(options, "h2" if kind == "grpc" else "http/1.1")
-    try:
-        return await loop.create_server(make, options.host, port, backlog=1024, ssl=context)
-    except OSError as exc:
-        raise InputError(
-            f"{options.host}:{port} must be free to listen on, it is not "
-            f"({exc.strerror or exc}); choose another with --host and --port"
-        ) from exc
+def protocols(front: Front) -> dict[str, tuple[Callable[[], Any], ssl.SSLContext | None]]:
+    """By kind, what makes a connection of a front, and TLS."""
+    options = front.options
+    return {
+        "http": (lambda: HttpConnection(front), tls_context(options, "http/1.1")),
+        "grpc": (lambda: Http2Connection(front.grpc), tls_context(options, "h2")),
+    }

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ from saccade.server.models import ModelEntry
 from saccade.server.openapi import document
 from saccade.server.problems import Problem
 from saccade.server.routes import Endpoint, Router
-from saccade.server.stats import ModelStats
-from saccade.server.usage import GpuWatch, own_usage
+from saccade.server.stats import ModelStats, Stats
+from saccade.server.usage import GpuWatch
 
 if TYPE_CHECKING:
     from saccade.server.app import Front
@@ -73,7 +74,7 @@ class Site:
 
     def __init__(self, front: Front) -> None:
         self._front = front
-        self._gpus = GpuWatch()
+        self._gpus: GpuWatch | None = None
         self._files: dict[str, _File] = {}
         self._document = b""
 
@@ -104,9 +105,23 @@ class Site:
             return Response(200, found.packed, found.content_type, headers)
         return Response(200, found.content, found.content_type, headers)
 
-    def live(self, request: HttpRequest) -> Response:
+    def shared(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """As `Control.shared`."""
+        return {"live": self._live, "metrics": self._metrics}
+
+    def _read_gpus(self) -> list[dict[str, Any]]:
+        if self._gpus is None:
+            self._gpus = GpuWatch()
+        return self._gpus.read()
+
+    async def live(self, request: HttpRequest) -> Response:
         """The figures that change from second to second."""
-        front, stats = self._front, self._front.stats
+        body = await self._front.ask("live")
+        return Response(body=body, headers={"cache-control": "no-store"})
+
+    async def _live(self) -> bytes:
+        front = self._front
+        stats, usage = await front.fronts.gather()
         now_s = time.time()
         told = {
             "saccade": _version(),
@@ -115,31 +130,35 @@ class Site:
             "uptime_s": now_s - stats.started_s,
             "is_ready": front.is_ready,
             "is_draining": front.is_draining,
-            "models": [_live(entry) for entry in front.repository.entries()],
+            "models": [_live(entry, stats) for entry in front.repository.entries()],
             "connections": stats.num_connections,
             "num_restarts": stats.num_restarts,
-            "front": own_usage(),
+            "front": usage,
             "engines": [{"number": n, **told} for n, told in sorted(stats.engines.items())],
-            "gpus": self._gpus.read(),
+            "gpus": self._read_gpus(),
         }
-        return Response(body=_json(told), headers={"cache-control": "no-store"})
+        return _json(told)
 
     def models(self, request: HttpRequest) -> Response:
         """What the models are, with the figures of their gates."""
         told = [_described(entry) for entry in self._front.repository.entries()]
         return Response(body=_json({"models": told}), headers={"cache-control": "no-store"})
 
-    def metrics(self, request: HttpRequest) -> Response:
-        """For Prometheus."""
+    async def metrics(self, request: HttpRequest) -> Response:
+        """For Prometheus: of all fronts, whichever is asked."""
+        return Response(200, await self._front.ask("metrics"), CONTENT_TYPE)
+
+    async def _metrics(self) -> bytes:
         front = self._front
-        body = exposition(
-            front.stats,
+        stats, usage = await front.fronts.gather()
+        return exposition(
+            stats,
             front.repository.entries(),
             version=_version(),
-            own=own_usage(),
-            gpus=self._gpus.read(),
+            own=usage,
+            gpus=self._read_gpus(),
+            num_front_restarts=front.fronts.num_restarts,
         )
-        return Response(200, body, CONTENT_TYPE)
 
     def openapi(self, request: HttpRequest) -> Response:
         """The OpenAPI document."""
@@ -171,8 +190,8 @@ def _version() -> str:
     return importlib.metadata.version("saccade")
 
 
-def _live(entry: ModelEntry) -> dict[str, Any]:
-    stats: ModelStats = entry.stats
+def _live(entry: ModelEntry, total: Stats) -> dict[str, Any]:
+    stats: ModelStats = total.model(entry.name, entry.version)
     return {
         "name": entry.name,
         "version": entry.version,

@@ -1,7 +1,7 @@
 """What the server has done so far: counters and histograms, per model and stage.
 
-Only the front's event loop writes here, so nothing locks. Readers (metrics, statistics, the page)
-run on the same loop; `as_dict` gives them plain values.
+Each front has its own, and only its event loop writes there, so nothing locks. Who reads (metrics,
+statistics, the page) is told the sum of all fronts: `as_dict` gives plain values, `add` takes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["STAGES", "Histogram", "ModelStats", "Stats"]
+__all__ = ["BATCH_BOUNDS", "STAGES", "Histogram", "ModelStats", "Stats"]
 
 # Stages of one request, in order. Requests with tensors have no decode and no suppress.
 STAGES = ("queue", "decode", "prepare", "infer", "suppress", "total")
@@ -72,6 +72,17 @@ class Histogram:
             "count": self.count,
         }
 
+    def add(self, told: dict[str, Any]) -> None:
+        """Add what another front observed, as its `as_dict`."""
+        self.counts = [a + b for a, b in zip(self.counts, told["counts"], strict=True)]
+        self.total += told["total"]
+        self.count += told["count"]
+
+
+# What fronts add up: sums, and what is true of a front while it lives.
+_SUMS = ("num_ok", "num_items", "num_executions", "ok_ns", "failed_ns")
+_GAUGES = ("num_queued", "num_running")
+
 
 @dataclass(slots=True)
 class ModelStats:
@@ -90,7 +101,6 @@ class ModelStats:
         ok_ns: Wall time of requests that succeeded, summed.
         failed_ns: Likewise of those that failed.
         stages: Seconds per request and stage.
-        batch_sizes: Items per run of the engine, one observation per run.
         batches: Per batch size, how many runs of the engine and their nanoseconds.
         last_ms: Unix time of the last request in milliseconds, 0 before the first.
     """
@@ -108,7 +118,6 @@ class ModelStats:
     stages: dict[str, Histogram] = field(
         default_factory=lambda: {stage: Histogram() for stage in STAGES}
     )
-    batch_sizes: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
     batches: dict[int, list[float]] = field(default_factory=dict)
     last_ms: int = 0
 
@@ -125,18 +134,34 @@ class ModelStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
+        plain = {name: getattr(self, name) for name in (*_SUMS, *_GAUGES)}
         return {
             "name": self.name,
             "version": self.version,
-            "num_ok": self.num_ok,
-            "num_items": self.num_items,
-            "num_executions": self.num_executions,
+            **plain,
             "errors": dict(self.errors),
-            "num_queued": self.num_queued,
-            "num_running": self.num_running,
             "stages": {name: histogram.as_dict() for name, histogram in self.stages.items()},
-            "batch_sizes": self.batch_sizes.as_dict(),
+            "batches": [[size, *sums] for size, sums in self.batches.items()],
+            "last_ms": self.last_ms,
         }
+
+    def add(self, told: dict[str, Any], *, has_ended: bool = False) -> None:
+        """Add what another front counted, as its `as_dict`.
+
+        Args:
+            told: That.
+            has_ended: Nothing waits or runs there any more.
+        """
+        for name in _SUMS if has_ended else (*_SUMS, *_GAUGES):
+            setattr(self, name, getattr(self, name) + told[name])
+        for reason, num in told["errors"].items():
+            self.errors[reason] = self.errors.get(reason, 0) + num
+        for name, histogram in told["stages"].items():
+            self.stages[name].add(histogram)
+        for size, *sums in told["batches"]:
+            mine = self.batches.setdefault(size, [0.0, 0, 0, 0])
+            self.batches[size] = [a + b for a, b in zip(mine, sums, strict=True)]
+        self.last_ms = max(self.last_ms, told["last_ms"])
 
 
 class Stats:
@@ -172,23 +197,25 @@ class Stats:
             found = self.models[key] = ModelStats(name, version)
         return found
 
-    def count_response(self, protocol: str, status: int) -> None:
-        """Count one answer."""
-        key = (protocol, status)
-        self.responses[key] = self.responses.get(key, 0) + 1
-
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the page."""
+        """Plain values of what each front counts for itself."""
         return {
-            "started_s": self.started_s,
-            "uptime_s": time.time() - self.started_s,
             "models": [model.as_dict() for model in self.models.values()],
-            "responses": [
-                {"protocol": p, "status": s, "count": n} for (p, s), n in self.responses.items()
-            ],
+            "responses": [[*key, count] for key, count in self.responses.items()],
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "num_connections": dict(self.num_connections),
-            "num_restarts": self.num_restarts,
-            "engines": {str(number): dict(e) for number, e in self.engines.items()},
         }
+
+    def add(self, told: dict[str, Any], *, has_ended: bool = False) -> None:
+        """Add what another front counted, as its `as_dict`; see `ModelStats.add`."""
+        for model in told["models"]:
+            self.model(model["name"], model["version"]).add(model, has_ended=has_ended)
+        for protocol, status, count in told["responses"]:
+            key = (protocol, status)
+            self.responses[key] = self.responses.get(key, 0) + count
+        self.bytes_in += told["bytes_in"]
+        self.bytes_out += told["bytes_out"]
+        if not has_ended:
+            for protocol, count in told["num_connections"].items():
+                self.num_connections[protocol] += count
