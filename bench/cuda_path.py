@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +35,14 @@ from saccade import backends
 from saccade.builder import agreement, evidence
 from saccade.builder.bootstrap import figures
 from saccade.contracts import resolve
+from saccade.cuda.frames import FrameCall
 from saccade.cuda.nvjpeg import JpegDecoder
 from saccade.cuda.path import DevicePath, PathOptions
 from saccade.cuda.runtime import Device
 from saccade.evaluation.annotations import read_annotations
 from saccade.graph.reading import read_model
 from saccade.graph.signature import signature_of
+from saccade.pipeline.device import device_model
 from saccade.types import Contract, Detections, DeviceEngine, Model, Plan, Thresholds
 
 CELLS, OTHERS = (
@@ -111,17 +114,27 @@ def pictures_of(folder: Path) -> list[bytes]:
 def loaded(
     case: Case, batch: int, compile_: str, input_: str, device: str = "cuda:0"
 ) -> Iterator[tuple[Any, DeviceEngine]]:
-    """An engine, and what a row says of it."""
-    options = tuple(sorted({"compile": compile_, "input": input_}.items()))
-    plan = Plan("torch", "fp16", batch, device=device, options=options)
+    """An engine of torch, and what a row says of it."""
+    with engine_of(case, "torch", batch, device, compile=compile_, input=input_) as made:
+        yield made
+
+
+@contextmanager
+def engine_of(
+    case: Case, backend: str, batch: int, device: str = "cuda:0", **options: str
+) -> Iterator[tuple[Any, DeviceEngine]]:
+    """An engine in FP16, and what a row says of it."""
+    plan = Plan(backend, "fp16", batch, device=device, options=tuple(sorted(options.items())))
     started_s = time.perf_counter()
-    engine = backends.get("torch").load_device(case.model, plan, case.contract.input.size_hw)  # type: ignore[attr-defined]
-    row = {"model": case.name, "batch": batch, "precision": plan.precision, **dict(options)}
-    row["load_s"] = time.perf_counter() - started_s
-    try:
-        yield row, engine
-    finally:
-        engine.close()
+    with device_model(case.model, plan) as file:
+        runtime: Any = backends.get(backend)
+        engine = runtime.load_device(file.model, file.plan, case.contract.input.size_hw)
+        row = {"model": case.name, "backend": backend, "batch": batch, "precision": "fp16"}
+        row |= options | {"load_s": time.perf_counter() - started_s}
+        try:
+            yield row, engine
+        finally:
+            engine.close()
 
 
 def engine_time_us(device: Device, engine: DeviceEngine) -> float:
@@ -309,6 +322,50 @@ def others(device: Device, folder: Path, write: Write) -> None:
             write("others", row)
 
 
+def engines(device: Device, folder: Path, write: Write) -> None:
+    """ONNX Runtime's CUDA provider and an exported program as engines of the path."""
+    case = case_of(folder, CELLS)
+    ways = (("nhwc", {"layout": "nhwc"}), ("nchw", {"layout": "nchw"}))
+    for _, options in ways:
+        with engine_of(case, "onnxruntime", 32, **options) as (row, engine):
+            write("engines", row | through(device, case, engine))
+    with tempfile.TemporaryDirectory() as place:
+        exported = exported_of(case, Path(place), 32)
+        with engine_of(exported, "torch", 32, compile="inductor", input="model") as (row, engine):
+            row["from"] = ".pt2"
+            write("engines", row | through(device, exported, engine))
+
+
+def through(device: Device, case: Case, engine: DeviceEngine) -> dict[str, Any]:
+    """Of one engine: its own time, its answers, and the path with it."""
+    row: dict[str, Any] = {"engine_us": engine_time_us(device, engine)}
+    row["workspace_bytes"] = engine.workspace_bytes
+    row |= answers(device, engine, case)
+    if row["agreement"] < MIN_AGREEMENT:
+        return row
+    return row | rate(device, case, engine, 4)
+
+
+def exported_of(case: Case, folder: Path, batch: int) -> Case:
+    """The same network as a program that torch.export wrote."""
+    import torch
+
+    from saccade.backends._torch_device import module_for
+    from saccade.backends._torch_ops.program import read_source
+    from saccade.backends.torch import input_shapes
+
+    source, size_hw = read_source(case.model), case.contract.input.size_hw
+    shapes = input_shapes(case.model, Plan("torch", batch=batch), size_hw)
+    module = module_for(source, shapes, "cpu")
+    feeds = tuple(torch.zeros(shape) for shape in shapes.values())
+    path = folder / f"{case.name}.pt2"
+    torch.export.save(torch.export.export(module, feeds), path)
+    runtime: Any = backends.get("torch")
+    model, signature = runtime.read_program(path, size_hw)
+    contract = resolve(signature, preset="yolov8", labels=case.contract.labels)
+    return replace(case, model=model, contract=contract)
+
+
 QUANTILES = (50, 90, 99, 99.9)
 
 
@@ -342,36 +399,17 @@ def idle_latencies(num: int, length_s: float) -> dict[str, float]:
     return {f"p{q}_ms": float(np.percentile(times, q)) * 1000 for q in QUANTILES}
 
 
-def fixed_work() -> float:
-    """Seconds of a loop that has nothing to do with the path."""
-    start_s, total = time.perf_counter(), 0
-    for i in range(900):
-        total += i * i
-    return time.perf_counter() - start_s
-
-
-def parts(path: DevicePath, picture: Any, num: int) -> dict[str, Any]:
-    """Microseconds of the parts of single calls, and of the same work after each of them."""
-    names = ("all", "launching", "gpu", "rest", "reading", "fixed work")
-    times = np.empty((num, len(names)))
-    stats = path.stats
-    for i in range(-300, num):
-        fed, launched = stats.feeding_s, stats.launching_s
-        read, ran = stats.reading_s, stats.gpu_busy_s
-        start_s = time.perf_counter()
-        path.detect(picture)
-        whole = time.perf_counter() - start_s
-        fed, launched = stats.feeding_s - fed, stats.launching_s - launched
-        read, ran = stats.reading_s - read, stats.gpu_busy_s - ran
-        times[i] = (whole, launched, ran, whole - fed - read - ran, read, fixed_work())
-    times *= 1e6
-    row: dict[str, Any] = {
-        name: [float(np.percentile(times[:, j], q)) for q in QUANTILES]
-        for j, name in enumerate(names)
-    }
-    host = times[:, 0] - times[:, 2]
-    row["correlation"] = float(np.corrcoef(host, times[:, 5])[0, 1])
-    return row
+def graph_alone(device: Device, call: FrameCall, num: int) -> dict[str, float]:
+    """Milliseconds of the graph that a call launches, by the device's own clock."""
+    start, stop = device.event(is_timed=True), device.event(is_timed=True)
+    times = np.empty(num)
+    for i in range(num):
+        start.record(call.stream)
+        call.graph.launch(call.stream)
+        stop.record(call.stream)
+        call.stream.synchronize()
+        times[i] = stop.ms_since(start)
+    return {f"gpu_p{q}_ms": float(np.percentile(times, q)) for q in QUANTILES}
 
 
 def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> None:
@@ -387,7 +425,7 @@ def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> N
             pinned = path.pinned_frame(frames[0].shape[:2])
             pinned[:] = frames[0]
             row["pinned_frame"] = latencies(path, [pinned], calls)
-            row["parts"] = parts(path, pinned, calls)
+            row["pinned_frame"] |= graph_alone(device, path.frame_call(pinned.shape[:2]), calls)
             row["frame"] = latencies(path, frames, calls // 4)
             row["jpeg"] = latencies(path, case.files, calls)
             length_s = row["pinned_frame"]["p50_ms"] / 1000
@@ -453,6 +491,7 @@ SECTIONS: dict[str, Callable[[Device, Path, Write], None]] = {
     "rates": rates,
     "best": best,
     "others": others,
+    "engines": engines,
     "latency": latency,
     "soak": soak,
 }

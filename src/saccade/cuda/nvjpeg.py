@@ -285,6 +285,7 @@ class JpegDecoder:
             return
         # What a refused batch leaves behind in the library is not known.
         self._initialised_for = 0
+        self._device.synchronize()  # a device that was lost is told as that, not as a bad batch
         if status in (5, 6, 7, 8):
             raise EngineError(
                 f"nvJPEG must decode on {self._device.name}, it says {_spelled(status)!r}; lower "

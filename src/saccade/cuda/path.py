@@ -290,10 +290,13 @@ class DevicePath:
                 call = self._frames.of_frame(picture)
                 if call is not None:
                     return self._detect_frame(call, picture)
-            batch = _Batch(Load(self._slots[0]), 0)
-            self._take(batch, iter([picture]))
-            self._launch(batch)
-            return next(self._read(batch))
+            return self._detect_any(picture)
+
+    def _detect_any(self, picture: Picture) -> Result:
+        batch = _Batch(Load(self._slots[0]), 0)
+        self._take(batch, iter([picture]))
+        self._launch(batch)
+        return next(self._read(batch))
 
     def pinned_frame(self, size_hw: tuple[int, int]) -> np.ndarray:
         """Memory for one frame that `detect` need not copy again before it goes to the device.
