@@ -41,6 +41,10 @@ REPLAYS = 9
 WARM_UPS = 2
 GRAPH_US = 400.0
 _ALIGNMENT = 256
+# Fields that name weights.
+_NAMES = ("weight", "bias", "gain", "shift", "y_units")
+# What 8-bit codes are worth: it changes no time.
+_UNITS = ("x_scale", "y_scale", "residual_scale", "weight_scale")
 
 
 class Timings:
@@ -104,13 +108,16 @@ def step_key(step: Step) -> str:
         number = numbers.setdefault(view.buffer, len(numbers))
         return replace(view, buffer=number)
 
-    plain: dict[str, Any] = {"label": ""}
+    moved = with_views(step, renumber)
+    said = []
     for field in fields(step):
-        value = getattr(step, field.name)
-        if isinstance(value, str) and field.name in ("weight", "bias", "gain", "shift"):
-            plain[field.name] = "named"
-    text = repr(replace(with_views(step, renumber), **plain))
-    return f"{type(step).__name__} {hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        value = getattr(moved, field.name)
+        # What is as always is left out, so that a new field leaves the keys of old steps alone.
+        if field.name in ("label", *_UNITS) or value == field.default:
+            continue
+        is_name = isinstance(value, str) and field.name in _NAMES
+        said.append((field.name, "named" if is_name else value))
+    return f"{type(step).__name__} {hashlib.sha256(repr(said).encode()).hexdigest()[:32]}"
 
 
 def touched_bytes(plan: Plan) -> int:
