@@ -1,17 +1,23 @@
 """JPEG to boxes over HTTP with the network on one GPU, clients on the same machine.
 
     python -m bench.serve.cuda prepare FOLDER      pictures, the CPU's answers, the load generator
-    python -m bench.serve.cuda run FOLDER --json FILE [--seconds 5] [-- ARGUMENTS OF saccade serve]
+    python -m bench.serve.cuda run FOLDER --json FILE [--seconds 4] [-- ARGUMENTS OF saccade serve]
 
-First the same pictures as a job without a server (`saccade.run` on the device): that rate is what
-the server is held against. Then closed loops of more and more connections, and open loops at parts
-of the most that they gave. Answers are compared with the CPU's; where the network computes in half
-precision or the GPU decodes, by agreement of boxes, as in the other benchmarks.
+First the same pictures as a job without a server (`saccade.run` on the device), in a process of its
+own: that rate is what the server is held against. Then closed loops of more and more connections,
+and open loops at parts of the most that they gave. Clients, server and what is between them share
+all cores of the machine, and how much each takes is written down. Every answer is looked at:
+the boxes of every picture are compared with the CPU's by agreement, as the GPU decodes and computes
+in half precision, and every distinct answer of every run is compared so.
+
+Requests ask for the thresholds of the contract, the same as the job keeps.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import faulthandler
 import json
 import os
@@ -20,22 +26,29 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench.agreement import Answers, check
+from bench.cases import WORK
 from bench.serve.cases import CASES
+from bench.serve.http import post
 from bench.serve.load import SOURCE, Load, Requests, run_load
-from bench.serve.server import Launch, Server, free_port
+from bench.serve.server import Launch, Server, exchange, free_port
 
-CASE = CASES["cells_640"]
-MODEL = "cells_640"
-CONNECTIONS = (16, 64, 256, 512)
+# The thresholds of the model's contract; labelled pictures are not asked for here.
+CASE = dataclasses.replace(CASES["cells_640"], score=0.25, iou=0.7, annotations=None)
+CONNECTIONS = (1, 16, 64, 128, 256, 384)
 PARTS = (0.25, 0.5, 0.7, 0.85, 0.95)
+OPEN_CONNECTIONS = 1024
 MIN_AGREEMENT = 0.97
-STANDS_STILL_S = 100
+STANDS_STILL_S = 280
+BAR = 0.6
+SERVER = "saccade serve"
 
 
 def prepare(folder: Path) -> None:
@@ -49,99 +62,264 @@ def prepare(folder: Path) -> None:
     (folder / "answers.pickle").write_bytes(pickle.dumps(found))
     (folder / "pictures").mkdir(exist_ok=True)
     for path in paths:
-        shutil.copy(path, folder / "pictures")
-    shutil.copy(CASE.model_path, folder / "cells_640.onnx")
+        shutil.copyfile(path, folder / "pictures" / Path(path).name)
+    shutil.copyfile(CASE.model_path, folder / "cells_640.onnx")
     command = ["gcc", "-O2", "-static", "-o", folder / "load", SOURCE, "-lm"]
     subprocess.run(command, check=True)
 
 
-def offline(model: Path, pictures: list[Path], keys: dict[str, Any]) -> dict[str, float]:
-    """Pictures per second of the same network as a job on the same device, without a server."""
+def pictures_in(folder: Path) -> list[Path]:
+    return sorted((folder / "pictures").iterdir())
+
+
+# Without a server.
+
+
+def offline(folder: Path, how: dict[str, Any], num: int, rounds: int) -> dict[str, Any]:
+    """Pictures per second of the same network as a job on the same device."""
     import saccade
 
-    detector = saccade.load(str(model), **keys)
+    keys = {name: how[name] for name in ("device", "backend", "precision") if how[name]}
+    options = dict(pair.split("=") for pair in (how["engine_options"] or "").split(",") if pair)
+    detector = saccade.load(str(folder / CASE.model), engine_options=options or None, **keys)
+    blobs = [path.read_bytes() for path in pictures_in(folder)]
+    many = (blobs * (num // len(blobs) + 1))[:num]
+    began_s = time.perf_counter()
     with detector:
-        names = [str(path) for path in pictures]
-        num = sum(item.error is None for item in saccade.run(detector, names * 10))  # warm
-        rates = []
-        for _ in range(3):
+        check_s = time.perf_counter()
+        first = list(saccade.run(detector, many[: len(blobs)], batch=how["batch"]))
+        load_s = time.perf_counter() - check_s
+        answers = {
+            path.name: (r.detections.boxes_xyxy, r.detections.scores, r.detections.classes)
+            for path, r in zip(pictures_in(folder), first, strict=False)
+        }
+        rows = []
+        for _ in range(rounds):
             began_s, cpu_s = time.perf_counter(), time.process_time()
-            num = sum(item.error is None for item in saccade.run(detector, names * 120))
+            good = sum(r.error is None for r in saccade.run(detector, many, batch=how["batch"]))
             wall_s = time.perf_counter() - began_s
-            rates.append((num / wall_s, 1e3 * (time.process_time() - cpu_s) / num))
-    best = max(rates)
-    return {"rate_per_s": best[0], "cpu_ms": best[1], "rates": [r for r, _ in rates]}
+            cpu_ms = 1e3 * (time.process_time() - cpu_s) / good
+            rows.append({"rate_per_s": round(good / wall_s, 1), "cpu_ms": round(cpu_ms, 4)})
+    rates = sorted(row["rate_per_s"] for row in rows)
+    return {
+        "rate_per_s": rates[len(rates) // 2],
+        "rounds": rows,
+        "num": num,
+        "load_s": round(load_s, 2),
+        "check": agreement(folder, answers),
+    }
 
 
-def serve(folder: Path, extra: list[str], seconds: float) -> dict[str, Any]:
-    from bench.serve.contenders import saccade
+# The server.
 
-    pictures = sorted((folder / "pictures").iterdir())
-    raw = [saccade.request(CASE, path.read_bytes()) for path in pictures]
-    requests = Requests("cuda", raw)
-    port, grpc_port = free_port(), free_port()
-    argv = [sys.executable, "-m", "saccade", "serve", str(folder / "cells_640.onnx")]
-    argv += ["--port", str(port), "--grpc-port", str(grpc_port), *extra]
+
+def request(jpeg: bytes) -> bytes:
+    path = f"/v2/models/{Path(CASE.model).stem}/detect?score={CASE.score}&iou={CASE.iou}"
+    return post(path, jpeg, Content_Type="image/jpeg")
+
+
+def read(body: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows = json.loads(body)["detections"]
+    boxes = np.reshape([row["box_xyxy"] for row in rows], (-1, 4)).astype(np.float64)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    return boxes, scores, np.array([row["class"] for row in rows], int)
+
+
+def agreement(folder: Path, found: Answers) -> dict[str, Any]:
+    known = pickle.loads((folder / "answers.pickle").read_bytes())
+    wanted: Answers = {path.name: known[path.name] for path in pictures_in(folder)}
+    result = check(CASE, "agreement", wanted, found)
+    return {**result, "passed": result.get("agreement", 0.0) >= MIN_AGREEMENT}
+
+
+class Checker:
+    """Looks at every answer of every run; each distinct one is compared with the CPU's once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names = [path.name for path in pictures_in(folder)]
+        self._seen: dict[str, set[bytes]] = {name: set() for name in self._names}
+        self.num = 0
+
+    def see(self, load: Load) -> int:
+        """Take in the answers of a run; how many were not what was wanted."""
+        for answer in load.good():
+            self._seen[self._names[answer.index]].add(answer.body)
+        self.num += len(load.good())
+        return len(load.answers) - len(load.good())
+
+    def verdict(self) -> dict[str, Any]:
+        """The worst agreement of any set of distinct answers, one for each picture."""
+        bodies = {name: sorted(seen) for name, seen in self._seen.items()}
+        most = max(map(len, bodies.values()))
+        layers = [
+            {name: read(own[min(k, len(own) - 1)]) for name, own in bodies.items() if own}
+            for k in range(most)
+        ]
+        found = [agreement(self._folder, layer) for layer in layers]
+        worst = min(found, key=lambda one: one.get("agreement", 0.0))
+        return {**worst, "num_answers": self.num, "most_distinct_of_one_picture": most}
+
+
+def serve(
+    folder: Path, flags: list[str], seconds: float, connections: tuple[int, ...], spy: str | None
+) -> dict[str, Any]:
+    requests = Requests("cuda", [request(path.read_bytes()) for path in pictures_in(folder)])
+    first = request(pictures_in(folder)[0].read_bytes())
+    port = free_port()
+    argv = [sys.executable, "-m", "saccade", "serve", str(folder / CASE.model)]
+    argv += ["--port", str(port), "--grpc-port", str(free_port()), *flags]
     server = Server("cuda", Launch(argv), port)
-    report: dict[str, Any] = {"arguments": extra}
+    report: dict[str, Any] = {"arguments": flags}
+    checker = Checker(folder)
     try:
-        report["start_s"] = server.wait_ready(raw[0], limit_s=90)
-        warm = run_load(requests, port, connections=64, seconds=2.0)
-        report["check"] = verdict(folder, pictures, warm)
+        report["start_s"] = round(server.wait_ready(first, limit_s=200), 1)
+        checker.see(run_load(requests, port, connections=64, seconds=2.0))
+        report["check_before"] = checker.verdict()
+        print(report["check_before"], flush=True)
         report["closed"] = []
-        for connections in CONNECTIONS:
-            row = timed(server, requests, seconds, connections=connections)
-            report["closed"].append({"connections": connections, **row})
+        for number in connections:
+            row = timed(server, requests, checker, seconds, connections=number)
+            report["closed"].append({"connections": number, **row})
             print(report["closed"][-1], flush=True)
-        most = max(row["rate_per_s"] for row in report["closed"])
+        best = max(report["closed"], key=lambda row: row["rate_per_s"])
         report["open"] = []
         for part in PARTS:
-            row = timed(server, requests, seconds, connections=1024, rate=part * most, seed=1)
+            rate = part * best["rate_per_s"]
+            row = timed(server, requests, checker, seconds, connections=OPEN_CONNECTIONS, rate=rate)
             report["open"].append({"part": part, **row})
             print(report["open"][-1], flush=True)
+        if spy:
+            report["python"] = watched(server, requests, spy, best["connections"])
+        report["check"] = checker.verdict()
         report["memory_mib"] = round(server.pss_bytes() / 2**20)
+        report["metadata"] = details(port)
     finally:
         report["log_tail"] = server.log_tail()
         server.close()
     return report
 
 
-def verdict(folder: Path, pictures: list[Path], load: Load) -> dict[str, Any]:
-    """Every picture's boxes against the CPU's, and the same ones each time it was asked."""
-    from bench.serve.contenders import saccade
-
-    known = pickle.loads((folder / "answers.pickle").read_bytes())
-    wanted: Answers = {path.name: known[path.name] for path in pictures}
-    found = {pictures[a.index].name: saccade.read(a.body) for a in load.good()}
-    result = check(CASE_WITHOUT_LABELS, "agreement", wanted, found)
-    result["passed"] = result.get("agreement", 0.0) >= MIN_AGREEMENT
-    statuses = {a.status for a in load.answers}
-    return {**result, "statuses": sorted(statuses), "num": len(load.answers)}
+def details(port: int) -> dict[str, Any]:
+    status, body = exchange(port, b"GET /v2/models/stats HTTP/1.1\r\nhost: a\r\n\r\n")
+    return json.loads(body) if status == 200 else {"status": status}
 
 
-def timed(server: Server, requests: Requests, seconds: float, **how: Any) -> dict[str, Any]:
-    tree = {process.pid: process for process in server.tree()}
-    before = {pid: sum(process.cpu_times()[:2]) for pid, process in tree.items()}
-    load = run_load(requests, server.port, seconds=seconds, **how)
-    used = {pid: sum(process.cpu_times()[:2]) - before[pid] for pid, process in tree.items()}
-    good = load.good()
+def spent(port: int) -> dict[str, float]:
+    """What the server says of its batches so far, in seconds and numbers."""
+    rows = details(port).get("model_stats") or []
+    if not rows:
+        return {}
+    stats = rows[0]["inference_stats"]
     return {
-        "offered_per_s": how.get("rate"),
-        "rate_per_s": round(load.rate(), 1),
-        "num": len(good),
-        "num_other": len(load.answers) - len(good),
-        **{f"p{p:g}_ms": round(load.latency_ms(p), 3) for p in (50, 90, 99)},
-        "cpu_ms": round(1e3 * sum(used.values()) / max(1, len(good)), 4),
-        "front_cores": round(used[server.pid] / load.wall_s, 2),
-        "engine_cores": round((sum(used.values()) - used[server.pid]) / load.wall_s, 2),
-        "load_cores": round(load.cpu_s / load.wall_s, 2),
+        "items": rows[0]["inference_count"],
+        "batches": rows[0]["execution_count"],
+        "decode_s": stats["compute_input"]["ns"] / 1e9,
+        "gpu_s": stats["compute_infer"]["ns"] / 1e9,
+        "writing_s": stats["compute_output"]["ns"] / 1e9,
     }
 
 
-CASE_WITHOUT_LABELS = type(CASE)(
-    **{name: getattr(CASE, name) for name in CASE.__slots__ if name != "annotations"},
-    annotations=None,
-)
+def role_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return "engine" if "saccade.server.worker" in process.cmdline() else "fronts"
+    return "ended"
+
+
+def timed(
+    server: Server, requests: Requests, checker: Checker, seconds: float, **how: Any
+) -> dict[str, Any]:
+    """One run: rate, latency, and which part of the machine who took."""
+    roles = {process.pid: role_of(process) for process in server.tree()}
+    tree = {process.pid: process for process in server.tree()}
+    told = spent(server.port)
+    before = {pid: sum(process.cpu_times()[:2]) for pid, process in tree.items()}
+    machine = psutil.cpu_times()
+    load = run_load(requests, server.port, seconds=seconds, **how)
+    after = psutil.cpu_times()
+    cores: Counter[str] = Counter()
+    for pid, process in tree.items():
+        with contextlib.suppress(psutil.Error):
+            used_s = sum(process.cpu_times()[:2]) - before[pid]
+            cores[roles[pid]] += used_s / load.wall_s  # type: ignore[assignment]
+    now = {name: value - told.get(name, 0.0) for name, value in spent(server.port).items()}
+    good, num_other = load.good(), checker.see(load)
+    idle_s = after.idle + after.iowait - machine.idle - machine.iowait
+    row: dict[str, Any] = {
+        "offered_per_s": round(how["rate"], 1) if "rate" in how else None,
+        "rate_per_s": round(load.rate(), 1),
+        "num": len(good),
+        "num_other": num_other,
+        **{f"p{p:g}_ms": round(load.latency_ms(p), 3) for p in (50, 90, 99)},
+        **{f"{role}_cores": round(used, 2) for role, used in sorted(cores.items())},
+        "load_cores": round(load.cpu_s / load.wall_s, 2),
+        "idle_cores": round(idle_s / load.wall_s, 2),
+        "server_cpu_ms": round(1e3 * sum(cores.values()) * load.wall_s / max(1, len(good)), 4),
+    }
+    if now.get("batches"):
+        row |= {
+            "mean_batch": round(now["items"] / now["batches"], 1),
+            "gpu_busy": round(now["gpu_s"] / load.wall_s, 3),
+            "decoder_busy": round(now["decode_s"] / load.wall_s, 3),
+            "writing_busy": round(now["writing_s"] / load.wall_s, 3),
+        }
+    return row
+
+
+def watched(
+    server: Server, requests: Requests, spy: str, connections: int
+) -> dict[str, list[list[Any]]]:
+    """Where the Python time of an engine process and of one front goes: share by function."""
+    by_role: dict[str, int] = {}
+    for process in server.tree():
+        role = role_of(process)
+        if role == "engine" or (role == "fronts" and process.pid != server.pid):
+            by_role.setdefault(role, process.pid)
+    running = []
+
+    def record() -> None:
+        for role, pid in by_role.items():
+            file = WORK / f"spy_{role}.txt"
+            command = [spy, "record", "-p", str(pid), "-d", "3", "-r", "300", "-g", "-f", "raw"]
+            out = subprocess.DEVNULL
+            running.append(subprocess.Popen([*command, "-o", file], stdout=out, stderr=out))
+        for process in running:
+            process.wait()
+
+    run_load(requests, server.port, connections=connections, seconds=5.0, during=record)
+    return {role: shares(WORK / f"spy_{role}.txt") for role in by_role}
+
+
+def shares(file: Path) -> list[list[Any]]:
+    if not file.is_file():
+        return []
+    functions: Counter[str] = Counter()
+    total = 0
+    for line in file.read_text().splitlines():
+        stack, _, num = line.rpartition(" ")
+        total += int(num)
+        functions.update(dict.fromkeys(stack.split(";"), int(num)))
+    return [[name, round(num / total, 3)] for name, num in functions.most_common(60)]
+
+
+def describe() -> dict[str, Any]:
+    cores = {"cores": len(os.sched_getaffinity(0)), "numpy": np.__version__}
+    from bench.torch_engine import environment
+
+    try:
+        return {**environment(), **cores}
+    except ImportError:  # on the CPU, to try this program
+        return cores
+
+
+def in_own_process(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The offline job, in a process that is gone before the server starts."""
+    command = [sys.executable, "-m", "bench.serve.cuda", "offline", str(folder)]
+    for name in ("device", "backend", "precision", "engine_options", "batch", "num", "rounds"):
+        command.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,37 +330,44 @@ def main(arguments: list[str] | None = None) -> int:
         own, extra = given[:at], given[at + 1 :]
     parser = argparse.ArgumentParser(prog="python -m bench.serve.cuda", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("do", choices=("prepare", "run"))
+    parser.add_argument("do", choices=("prepare", "offline", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--backend", default="torch")
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--engine-options", default="compile=inductor,input=channels_last")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--num", type=int, default=20_000, help="pictures of the offline job")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", default=",".join(map(str, CONNECTIONS)))
+    parser.add_argument("--spy", help="py-spy, to see where Python's time goes")
     args = parser.parse_args(own)
     if args.do == "prepare":
         prepare(args.folder)
         return 0
+    if args.do == "offline":
+        print(json.dumps(offline(args.folder, vars(args), args.num, args.rounds)))
+        return 0
     faulthandler.dump_traceback_later(STANDS_STILL_S, exit=True)
     os.environ["SACCADE_LOAD"] = str(args.folder / "load")
-    where = {"device": "cuda:0", "backend": args.backend, "precision": args.precision}
-    pictures = sorted((args.folder / "pictures").iterdir())
-    report: dict[str, Any] = {"schema": 1, "environment": describe(), **where}
-    report["offline"] = offline(args.folder / "cells_640.onnx", pictures, where)
+    names = ("device", "backend", "precision", "engine_options", "batch")
+    how = {name: getattr(args, name) for name in names}
+    report: dict[str, Any] = {"schema": 2, "environment": describe(), **how, "bar": BAR}
+    report["offline"] = in_own_process(args.folder, args)
     print(report["offline"], flush=True)
-    args.json.write_text(json.dumps(report, indent=1))
-    flags = [text for key, value in where.items() for text in (f"--{key}", value)]
-    report["server"] = serve(args.folder, [*flags, *extra], args.seconds)
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    flags = []
+    for name in names:
+        flags += [f"--{name.replace('_', '-')}", str(how[name])] if how[name] else []
+    connections = tuple(map(int, args.connections.split(",")))
+    report["server"] = serve(args.folder, [*flags, *extra], args.seconds, connections, args.spy)
     most = max(row["rate_per_s"] for row in report["server"]["closed"])
     report["part_of_offline"] = round(most / report["offline"]["rate_per_s"], 4)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(report["part_of_offline"], report["server"]["check"])
     return 0
-
-
-def describe() -> dict[str, Any]:
-    from bench.torch_engine import environment
-
-    return {**environment(), "cores": len(os.sched_getaffinity(0)), "numpy": np.__version__}
 
 
 if __name__ == "__main__":

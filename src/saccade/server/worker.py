@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from saccade.errors import EngineError, PictureError
+from saccade.errors import EngineError, InputError, PictureError
 from saccade.pipeline.stages import Lane, Stages, StageTimes
 from saccade.server.answers import answer_of
 from saccade.server.batching import Batching
@@ -281,7 +281,7 @@ class EngineProcess:
                 data = MappedJpeg(self._lines.address(task), view)
             else:
                 data = task.payload
-        except Exception:  # it goes the ordinary way, where the error has a caller to tell
+        except InputError:  # it goes the ordinary way, where the error has a caller to tell
             return False
         return pictures.take(task, data)
 
