@@ -160,6 +160,15 @@ class Front:
         """Count bytes of bodies that are not complete."""
         self.pending_bytes += num_bytes
 
+    def take_block(self, num_bytes: int) -> int:
+        """An arena block for a body that is on its way, or -1: half of the arena is left for what
+        is complete, so that clients who announce much and send little do not stop the others."""
+        arena = self.arena
+        if 2 * (arena.used_bytes + num_bytes) > arena.num_bytes:
+            return -1
+        block = arena.take(num_bytes)
+        return -1 if block is None else block
+
     def overloaded(self, what: str) -> Problem:
         """The answer where something is full."""
         return Problem(

@@ -51,7 +51,9 @@ class Arena:
             found += 1
         if found > self._top:
             return None
-        offset = self._free[found].pop()
+        # The lowest, so that few pages are ever touched.
+        offset = min(self._free[found])
+        self._free[found].remove(offset)
         while found > order:
             found -= 1
             self._free[found].add(offset + (1 << found))

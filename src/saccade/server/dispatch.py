@@ -61,10 +61,15 @@ class Job:
         make: Makes the message: (id, payload, block, size, arrived_s) -> task.
         on_end: Called once, with Done and the answer's payload, or with a Problem and b"".
         schedule: When.
+
+    Attributes:
+        block: The arena block that the payload is in already, or -1. It is the job's until an
+            engine process has it.
     """
 
     __slots__ = (
         "arrived_s",
+        "block",
         "deadline_s",
         "entry",
         "is_over",
@@ -91,6 +96,7 @@ class Job:
         self.num_bytes = num_bytes
         self.make = make
         self.on_end = on_end
+        self.block = -1
         self.priority = schedule.priority
         self.arrived_s = _now()
         timeout_s = schedule.timeout_s
@@ -269,11 +275,13 @@ class Dispatcher:
 
     def _hand_over(self, job: Job, engine: Line) -> bool:
         """Send a job; False if there is no room for its payload now."""
-        block, payload = -1, b""
+        block, payload = job.block, b""
         num_bytes = job.num_bytes
         room = max(num_bytes, min(job.entry.answer_bytes, self._arena.num_bytes // 8))
         waiting = engine.waiting_bytes + num_bytes
-        if room > INLINE_BYTES or (num_bytes and waiting > MAX_INLINE_WAITING_BYTES):
+        if block >= 0:
+            num_bytes, job.block = 0, -1
+        elif room > INLINE_BYTES or (num_bytes and waiting > MAX_INLINE_WAITING_BYTES):
             taken = self._arena.take(room)
             if taken is None:
                 return False
@@ -352,6 +360,9 @@ class Dispatcher:
     def _end(self, job: Job, reply: Any, content: bytes) -> None:
         job.is_over = True
         job.parts = ()
+        if job.block >= 0:
+            self._arena.give_back(job.block)
+            job.block = -1
         if job.timer is not None:
             job.timer.cancel()
         entry, now_s = job.entry, _now()

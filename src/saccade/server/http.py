@@ -28,6 +28,8 @@ __all__ = ["Head", "HttpConnection", "HttpLimits", "HttpRequest", "Response"]
 
 _MAX_HEADS_KEPT = 2048
 _MAX_KEPT_HEAD_BYTES = 2048
+# Bodies from here on are received where engine processes read them.
+_MIN_BLOCK_BYTES = 32 << 10
 # What a client may send ahead of its answer before it is not read any more.
 _MAX_AHEAD_BYTES = 1 << 20
 _MAX_CHUNK_LINE_BYTES = 4096
@@ -207,8 +209,9 @@ class HttpRequest:
 
     Attributes:
         head: Request line and headers.
-        parts: The body in the pieces in which it arrived.
+        parts: The body in the pieces in which it arrived; none if it is in a block.
         num_bytes: Its length.
+        block: The arena block that it was received into, or -1. Who takes it sets this to -1.
         id: What the client calls it, or what this server does.
         arrived_s: When the body was complete, by `time.perf_counter`.
         done: What an engine process told of it, for spans; None if it never got there.
@@ -219,6 +222,7 @@ class HttpRequest:
     __slots__ = (
         "_connection",
         "arrived_s",
+        "block",
         "done",
         "head",
         "id",
@@ -229,11 +233,17 @@ class HttpRequest:
     )
 
     def __init__(
-        self, connection: HttpConnection, head: Head, parts: list[bytes], num_bytes: int
+        self,
+        connection: HttpConnection,
+        head: Head,
+        parts: list[bytes],
+        num_bytes: int,
+        block: int = -1,
     ) -> None:
         self._connection = connection
         self.head = head
         self.parts = parts
+        self.block = block
         self.num_bytes = num_bytes
         self.id = head.headers.get("x-request-id", "")[:128]
         self.arrived_s = time.perf_counter()
@@ -245,9 +255,18 @@ class HttpRequest:
     def body(self) -> bytes:
         """The body as one."""
         parts = self.parts
-        if len(parts) != 1:
+        if self.block >= 0:
+            parts[:] = [self._connection.read_block(self.block, self.num_bytes)]
+            self.drop_block()
+        elif len(parts) != 1:
             parts[:] = [b"".join(parts)]
         return parts[0]
+
+    def drop_block(self) -> None:
+        """The body is not wanted any more where it lies."""
+        if self.block >= 0:
+            self._connection.drop_block(self.block)
+            self.block = -1
 
     def respond(
         self, status: int, body: bytes, content_type: str = "application/json", more: str = ""
@@ -267,6 +286,7 @@ class HttpRequest:
             # now and not when the collector comes by.
             self.on_gone = None
             self.parts = []
+            self.drop_block()
 
     def send(self, response: Response) -> None:
         """Answer with a whole response."""
@@ -300,6 +320,7 @@ class HttpConnection(asyncio.Protocol):
         self._head: Head | None = None  # set while a body arrives
         self._parts: list[bytes] = []
         self._missing = 0
+        self._block = -1  # that the body is received into
         self._chunks: _Chunks | None = None
         self._request: HttpRequest | None = None
         self._dropping = 0
@@ -331,6 +352,7 @@ class HttpConnection(asyncio.Protocol):
         request, self._request = self._request, None
         if request is not None and request.is_open:
             request.is_open = False
+            request.drop_block()
             if request.on_gone is not None:
                 request.on_gone()
 
@@ -442,8 +464,60 @@ class HttpConnection(asyncio.Protocol):
         if head.length < 0:
             self._chunks = _Chunks(head.endpoint.max_body_bytes)  # type: ignore[union-attr]
         self._missing = head.length
+        if head.length >= _MIN_BLOCK_BYTES and self._receive_into_block(head, data):
+            return
         if data:
             self._take_body(data)
+
+    def _receive_into_block(self, head: Head, data: bytes) -> bool:
+        """Have a long body written where engine processes will read it; False if there is no room.
+
+        Reading as it comes would make an object of each piece and copy it into a block later.
+        """
+        transport = self._transport
+        if not head.endpoint.is_data or transport.get_extra_info("sslcontext"):  # type: ignore[union-attr]
+            return False
+        block = self._app.take_block(head.length)
+        if block < 0:
+            return False
+        self._block = block
+        num = len(data)
+        view = self._app.arena.view[block : block + head.length]
+        view[:num] = data
+        self._missing -= num
+        self._app.count_pending(num)
+        transport.pause_reading()
+        transport.set_protocol(_Body(self, view, num))
+        transport.resume_reading()
+        return True
+
+    def body_received(self, num_bytes: int) -> bool:
+        """Some of the body has come into its block; whether that was the last."""
+        self._missing -= num_bytes
+        if self._missing:
+            self._app.count_pending(num_bytes)
+            return False
+        head, block = self._head, self._block
+        assert head is not None
+        self._app.count_pending(num_bytes - head.length)
+        self._head, self._block = None, -1
+        self._read_here()
+        self._dispatch(head, [], head.length, block)
+        return True
+
+    def _read_here(self) -> None:
+        transport = self._transport
+        transport.pause_reading()
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    def read_block(self, block: int, num_bytes: int) -> bytes:
+        """A copy of what is in a block."""
+        return bytes(self._app.arena.view[block : block + num_bytes])
+
+    def drop_block(self, block: int) -> None:
+        """Give a block back."""
+        self._app.arena.give_back(block)
 
     def _take_body(self, data: bytes) -> None:
         head = self._head
@@ -486,13 +560,24 @@ class HttpConnection(asyncio.Protocol):
 
     def _forget_body(self) -> None:
         if self._head is not None:
-            taken = sum(map(len, self._parts))
-            self._app.count_pending(-(self._chunks.num_bytes if self._chunks else taken))
+            self._app.count_pending(-self._num_taken())
+        if self._block >= 0:
+            self.drop_block(self._block)
+            self._block = -1
+            if not self._is_lingering:
+                self._read_here()
         self._head = self._chunks = None
         self._parts = []
 
-    def _dispatch(self, head: Head, parts: list[bytes], num_bytes: int) -> None:
-        request = self._request = HttpRequest(self, head, parts, num_bytes)
+    def _num_taken(self) -> int:
+        """Bytes of the body that have come."""
+        assert self._head is not None
+        if self._chunks is not None:
+            return self._chunks.num_bytes
+        return self._head.length - self._missing
+
+    def _dispatch(self, head: Head, parts: list[bytes], num_bytes: int, block: int = -1) -> None:
+        request = self._request = HttpRequest(self, head, parts, num_bytes, block)
         self._app.take(request)
 
     def _refuse(self, problem: Problem, head: Head | None = None, data: bytes = b"") -> None:
@@ -584,7 +669,7 @@ class HttpConnection(asyncio.Protocol):
         elif self._request is not None:
             return
         elif self._head is not None:
-            taken = self._chunks.num_bytes if self._chunks else sum(map(len, self._parts))
+            taken = self._num_taken()
             if age_s > limits.body_s + taken / limits.min_rate:
                 self._forget_body()
                 self._refuse(_too_slow("body", f"{taken} bytes came in {age_s:.0f} s"))
@@ -600,6 +685,32 @@ class HttpConnection(asyncio.Protocol):
         if self._request is None and self._head is None and not self._is_lingering:
             self._is_ending = True
             self._transport.close()
+
+
+class _Body(asyncio.BufferedProtocol):
+    """Receives the rest of a body into its block; everything else is the connection's.
+
+    Args:
+        connection: Whose body it is.
+        view: The place of the whole body.
+        num_bytes: What is there already.
+    """
+
+    def __init__(self, connection: HttpConnection, view: memoryview, num_bytes: int) -> None:
+        self._connection = connection
+        self._view = view
+        self._at = num_bytes
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view[self._at :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._at += nbytes
+        self._connection.body_received(nbytes)
 
 
 class _Chunks:

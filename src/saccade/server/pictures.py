@@ -67,7 +67,9 @@ class Pictures:
         """Add the paths to a router."""
         data = self._front.http_limits.max_body_bytes
         for base in ("/v2/models/{}", "/v2/models/{}/versions/{}"):
-            router.add("POST", f"{base}/detect", Endpoint(self.detect, max_body_bytes=data))
+            router.add(
+                "POST", f"{base}/detect", Endpoint(self.detect, max_body_bytes=data, is_data=True)
+            )
 
     def detect(self, request: HttpRequest, name: str, version: str = "") -> None:
         """Find objects in the picture that is the body, or in those that are its parts."""
@@ -99,6 +101,7 @@ class Pictures:
 
         dispatcher = self._front.dispatcher
         job = detect_job(entry, request.parts, request.num_bytes, form, limits, on_end, schedule)
+        job.block, request.block = request.block, -1
         request.on_gone = lambda: dispatcher.cancel(job)
         dispatcher.submit(job)
 

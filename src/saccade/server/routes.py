@@ -26,12 +26,14 @@ class Endpoint:
             returns a Response, or None if it answers the request itself, later perhaps.
         max_body_bytes: Longer bodies are refused before they are read.
         is_open: Whether it is answered without a token.
+        is_data: Whether bodies are mostly handed to an engine process as they are.
         name: What logs and metrics call it.
     """
 
     answer: Callable[..., Any]
     max_body_bytes: int = SMALL_BODY_BYTES
     is_open: bool = False
+    is_data: bool = False
     name: str = ""
 
 
