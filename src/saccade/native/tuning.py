@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,16 @@ from saccade.native.tensors import SIZES, View
 from saccade.native.turns import card_lock
 from saccade.native.views import footprint
 
-__all__ = ["Choice", "Timings", "check_ways", "choose", "time_graph", "touched_bytes"]
+__all__ = [
+    "Choice",
+    "Timings",
+    "check_ways",
+    "choose",
+    "chosen",
+    "step_key",
+    "time_graph",
+    "touched_bytes",
+]
 
 _LOG = logging.getLogger(__name__)
 MAX_SETS = 16
@@ -156,9 +164,31 @@ def choose(
         timings.set(key, times)
         timings.save()
     bench.close()
+    return chosen(plan, kernels, target, timings, bench.failures)
+
+
+def chosen(
+    plan: Plan,
+    kernels: Kernels,
+    target: Target,
+    timings: Timings,
+    failures: Mapping[tuple[str, str], str] | None = None,
+) -> list[Choice]:
+    """The fastest way of each step by times that are known; equal times give equal choices.
+
+    Args:
+        plan: What is to run.
+        kernels: All there are.
+        target: The card.
+        timings: Of every way of every step.
+        failures: Why a way of a step, by its key and the way's name, does not run.
+
+    Raises:
+        BuildError: A step has no way that runs; names it.
+    """
     return [
-        _choice(plan, index, keys[index], ways[index], timings, bench.failures)
-        for index in range(len(keys))
+        _choice(plan, index, step_key(step), kernels.ways(step, target), timings, failures or {})
+        for index, step in enumerate(plan.steps)
     ]
 
 
