@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import msgspec
 
 from saccade.server.arena import Arena
 from saccade.server.problems import Problem
+from saccade.server.spare import Spare, engine_environment
 from saccade.server.wire import (
     INLINE_BYTES,
     LINE_SHIFT,
@@ -307,22 +307,31 @@ class Engine(Line):
         self._started_s = 0.0
         self._pause_s = 0.0
 
-    def start(self) -> None:
-        """Start the process; tasks may be sent at once."""
+    def start(self, spare: Spare | None = None) -> None:
+        """Start the process; tasks may be sent at once.
+
+        Args:
+            spare: Takes the place if it is still there.
+        """
         ours, theirs = _pair()
         door, its_door = _pair()
         fds = (theirs.fileno(), self._arena.fd, its_door.fileno())
         command = [sys.executable, "-m", "saccade.server.worker", *map(str, fds)]
         with theirs, its_door:
-            self._process = subprocess.Popen(
-                [*command, str(self.num_threads), self.device],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+            process = None
+            if spare is not None:
+                process = spare.employ(fds, self.num_threads, self.device)
+            if process is None:
+                process = subprocess.Popen(
+                    [*command, str(self.num_threads), self.device],
+                    pass_fds=fds,
+                    stdin=subprocess.DEVNULL,
+                    env=engine_environment(),
+                )
+        self._process = process
         self._door = door
         self._lines = itertools.count(1)
-        self.pid = self._process.pid
+        self.pid = process.pid
         self._is_wanted = True
         self._started_s = time.monotonic()
         self.attach(ours, 0)

@@ -13,6 +13,7 @@ from saccade.server.loading_options import LoadOptions
 from saccade.server.models import ModelEntry
 from saccade.server.options import ModelSource
 from saccade.server.problems import Problem
+from saccade.server.spare import Spare
 from saccade.server.wire import Load, Status, Unload
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _STATUS_S = 2.0
 # On a GPU: one batch runs, one is being decoded, one is being filled, one is being answered.
 _BATCHES_AHEAD = 4
 _POLL_S = 0.01
+# A process that starts should not have to share its cores with the next spare.
+_SPARE_S = 1.0
 
 
 async def drained(front: Front, entry: ModelEntry) -> None:
@@ -43,6 +46,8 @@ class Fleet:
     def __init__(self, front: Front) -> None:
         self._front = front
         self._engines = front.dispatcher.engines
+        self._spare: Spare | None = None
+        self._is_ending = False
 
     @property
     def _up(self) -> list[Engine]:
@@ -65,6 +70,9 @@ class Fleet:
 
     async def stop(self) -> None:
         """End them all."""
+        self._is_ending = True
+        if self._spare is not None:
+            await self._front.loop.run_in_executor(None, self._spare.close)
         for engine in self._engines:
             await engine.stop()
 
@@ -99,6 +107,7 @@ class Fleet:
         await front.fronts.publish()
         seconds = round(time.monotonic() - begun_s, 3)
         front.log.event("model ready", **told, path=entry.path, seconds=seconds)
+        front.loop.call_later(_SPARE_S, self._keep_spare)
         if before is not None and before is not entry:
             front.spawn(self._retire(before))
         return entry
@@ -158,6 +167,15 @@ class Fleet:
 
     # Watching.
 
+    def _keep_spare(self) -> None:
+        """Have a process ready that takes the place of one that ends."""
+        if self._spare is None and not self._is_ending:
+            entries = self._front.repository.entries()
+            names = {e.details["plan"]["backend"] for e in entries if e.details}
+            is_on_cpu = all(engine.device == "cpu" for engine in self._engines)
+            # What GPUs need is read with the device, which a spare must leave alone.
+            self._spare = Spare(sorted(names) if is_on_cpu else ())
+
     def _on_death(self, engine: Engine) -> None:
         self._front.stats.num_restarts += 1
         self._front.log.event("engine process ended", engine=engine.number)
@@ -165,7 +183,8 @@ class Fleet:
 
     async def _restart(self, engine: Engine) -> None:
         """Start a process again; it is up when it has all models that are ready then."""
-        engine.start()
+        spare, self._spare = self._spare, None
+        engine.start(spare)
         pid = engine.pid
         loaded: dict[int, ModelEntry] = {}
         while True:
@@ -192,6 +211,7 @@ class Fleet:
         await self._front.fronts.connect(engine)
         self._front.log.event("engine process is back", engine=engine.number, pid=pid)
         self._front.dispatcher.pump()
+        self._front.loop.call_later(_SPARE_S, self._keep_spare)
 
     async def _watch(self) -> None:
         stats: Any = self._front.stats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import ssl
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from saccade.server.options import ModelSource, ServeOptions
 from saccade.server.problems import Problem
 
 __all__ = ["new_loop", "protocols", "serve"]
+
+# Of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LONG_BYTES = 64 << 10
 
 
 def serve(
@@ -58,8 +63,21 @@ def new_loop() -> asyncio.AbstractEventLoop:
             "package uvloop must be installed to serve, it is not; run: "
             "pip install 'saccade[serve]'"
         ) from exc
+    _return_memory()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+def _return_memory() -> None:
+    """Have long objects go back to the system when they are freed.
+
+    By itself glibc raises its threshold to the longest that was freed; then bodies come from the
+    heap, where whatever is small and lives on between them keeps the memory from going back.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LONG_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LONG_BYTES)
 
 
 async def _serve(

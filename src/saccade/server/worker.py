@@ -25,7 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
 import numpy as np
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from saccade.cuda.nvjpeg import MappedJpeg
     from saccade.server.device_pictures import DevicePictures
 
-__all__ = ["main"]
+__all__ = ["main", "work"]
 
 _MAX_THRESHOLDS_KEPT = 64
 _REPLIES_TOGETHER = 16
@@ -590,7 +590,20 @@ def _failed(task: Any, exc: Exception) -> Failed:
 
 def main() -> None:
     """Work as an engine process."""
-    socket_fd, arena_fd, door_fd, num_threads = map(int, sys.argv[1:5])
+    *fds, num_threads = map(int, sys.argv[1:5])
+    work(*fds, num_threads=num_threads, device=sys.argv[5])
+
+
+def work(socket_fd: int, arena_fd: int, door_fd: int, *, num_threads: int, device: str) -> NoReturn:
+    """Work as an engine process until the first front has gone.
+
+    Args:
+        socket_fd: The first front's line.
+        arena_fd: Memory shared with it.
+        door_fd: Where lines of further fronts come in.
+        num_threads: Threads that run tasks.
+        device: Where models run, "cpu" or "cuda:N".
+    """
     # The front decides when to stop; a Ctrl-C in the terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -599,7 +612,7 @@ def main() -> None:
     door.setblocking(True)
     lines = Lines(sock, arena_fd, door)
     with single_threaded_cv2(), contextlib.closing(lines):
-        EngineProcess(lines, num_threads, sys.argv[5]).run()
+        EngineProcess(lines, num_threads, device).run()
     # Engines of runtimes may hold threads of their own; there is nothing left to wait for.
     os._exit(0)
 
