@@ -48,10 +48,30 @@ topk(const X_TYPE* x, VALUE_TYPE* values, INDEX_TYPE* indices) {
     if (HAS_INDICES) indices[INDICES_AT + (i64)lane * INDEX_STEP] = (INDEX_TYPE)index;
 }
 #else
+// The bin, from the top, in which the wanted-th key is, and how many are in the bins above it: one
+// warp, eight bins a lane.
+__device__ __forceinline__ void find_digit(const int* bins, int wanted, int* digit, int* above) {
+    int lane = threadIdx.x % 32, first = 255 - lane * 8, own = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) own += bins[first - i];
+    int before = own;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        int other = __shfl_up_sync(0xffffffffu, before, d);
+        if (lane >= d) before += other;
+    }
+    before -= own;
+    if (before < wanted && before + own >= wanted) {
+        int seen = before, bin = first;
+        while (seen + bins[bin] < wanted) seen += bins[bin--];
+        *digit = bin, *above = seen;
+    }
+}
+
 // One block per row.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(THREADS)
 topk(const X_TYPE* x, VALUE_TYPE* values, INDEX_TYPE* indices) {
-    extern __shared__ u64 keys[];
+    extern __shared__ __align__(16) u64 keys[];
     __shared__ int bins[256];
     __shared__ int digit, above;
     let_next_start();
@@ -65,41 +85,66 @@ topk(const X_TYPE* x, VALUE_TYPE* values, INDEX_TYPE* indices) {
         u64 prefix = 0;
         int wanted = K;
         for (int shift = 56; shift >= 0; shift -= 8) {
-            for (int i = threadIdx.x; i < 256; i += 1024) bins[i] = 0;
+            for (int i = threadIdx.x; i < 256; i += THREADS) bins[i] = 0;
             __syncthreads();
-            for (int i = threadIdx.x; i < LENGTH; i += 1024) {
-                u64 key = key_of(to_float(from[(i64)i * X_STEP]), i);
-                if (shift == 56 || key >> (shift + 8) == prefix >> (shift + 8))
-                    atomicAdd(&bins[key >> shift & 255], 1);
+            for (int start = 0; start < LENGTH; start += THREADS) {
+                int i = start + threadIdx.x;
+                u64 key = i < LENGTH ? key_of(to_float(from[(i64)i * X_STEP]), i) : 0;
+                bool counts = i < LENGTH &&
+                              (shift == 56 || key >> (shift + 8) == prefix >> (shift + 8));
+                // Scores are alike, so lanes mostly count for the same bin: one of them adds.
+                int bin = counts ? (int)(key >> shift & 255) : -1;
+                u32 same = __match_any_sync(0xffffffffu, bin);
+                if (counts && threadIdx.x % 32 == __ffs(same) - 1)
+                    atomicAdd(&bins[bin], __popc(same));
             }
             __syncthreads();
-            if (threadIdx.x == 0) {
-                int seen = 0, d = 255;
-                while (d > 0 && seen + bins[d] < wanted) seen += bins[d--];
-                digit = d, above = seen;
-            }
+            if (threadIdx.x < 32) find_digit(bins, wanted, &digit, &above);
             __syncthreads();
             prefix |= (u64)digit << shift;
             wanted -= above;
+            // All that begin like this are among the best: the rest of the key does not matter.
+            bool is_done = bins[digit] == wanted;
             __syncthreads();
+            if (is_done) break;
         }
         bound = prefix;
     }
     // Every key is different, so exactly K of them reach the bound. Their order here is settled by
-    // the sort below, whatever order they arrive in.
+    // what follows, whatever order they arrive in.
     __shared__ int count;
     if (threadIdx.x == 0) count = 0;
-    for (int i = threadIdx.x; i < SORTED; i += 1024) keys[i] = 0;
+    for (int i = threadIdx.x; i < SORTED; i += THREADS) keys[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < LENGTH; i += 1024) {
+    for (int i = threadIdx.x; i < LENGTH; i += THREADS) {
         u64 key = key_of(to_float(from[(i64)i * X_STEP]), i);
         if (LENGTH <= SORTED) keys[i] = key;
         else if (key >= bound) keys[atomicAdd(&count, 1)] = key;
     }
     __syncthreads();
+    auto store = [&](int place, u64 key) {
+        int index = (int)~(u32)key;
+        if (HAS_VALUES)
+            values[VALUES_AT + (i64)place * VALUE_STEP] =
+                from_float<VALUE_TYPE>(to_float(from[(i64)index * X_STEP]));
+        if (HAS_INDICES) indices[INDICES_AT + (i64)place * INDEX_STEP] = (INDEX_TYPE)index;
+    };
+#if IS_RANKED
+    // Few keys: each counts those before it.
+    for (int i = threadIdx.x; i < SORTED; i += THREADS) {
+        u64 own = keys[i];
+        int rank = 0;
+#pragma unroll 8
+        for (int j = 0; j < SORTED; j += 2) {
+            ulonglong2 pair = *(const ulonglong2*)(keys + j);
+            rank += (pair.x > own) + (pair.y > own);
+        }
+        if (own != 0 && rank < K) store(rank, own);
+    }
+#else
     for (int size = 2; size <= SORTED; size *= 2)
         for (int half = size / 2; half > 0; half /= 2) {
-            for (int i = threadIdx.x; i < SORTED / 2; i += 1024) {
+            for (int i = threadIdx.x; i < SORTED / 2; i += THREADS) {
                 int a = i / half * half * 2 + i % half, b = a + half;
                 bool is_down = (a & size) == 0;
                 u64 low = keys[a], high = keys[b];
@@ -107,12 +152,7 @@ topk(const X_TYPE* x, VALUE_TYPE* values, INDEX_TYPE* indices) {
             }
             __syncthreads();
         }
-    for (int i = threadIdx.x; i < K; i += 1024) {
-        int index = (int)~(u32)keys[i];
-        if (HAS_VALUES)
-            values[VALUES_AT + (i64)i * VALUE_STEP] =
-                from_float<VALUE_TYPE>(to_float(from[(i64)index * X_STEP]));
-        if (HAS_INDICES) indices[INDICES_AT + (i64)i * INDEX_STEP] = (INDEX_TYPE)index;
-    }
+    for (int i = threadIdx.x; i < K; i += THREADS) store(i, keys[i]);
+#endif
 }
 #endif

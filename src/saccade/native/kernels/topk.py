@@ -16,11 +16,15 @@ from saccade.native.seam import Built, Launch, OfView, Source, Target
 __all__ = ["TopKWay", "topk_ways"]
 
 _MAX_SHORT = 512
+# So many keys are sorted by counting, for each, those before it.
+_MAX_RANKED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TopKWay:
     """One block per row: a radix search for the k-th best, then a sort of the chosen.
+
+    Radix selection as in Alabi et al., Fast k-selection algorithms for GPUs, 2012.
 
     Attributes:
         step: What it computes.
@@ -32,15 +36,24 @@ class TopKWay:
 
     @property
     def name(self) -> str:
-        return "topk warp" if self.is_short else "topk"
+        return "topk warp" if self.is_short else "topk ranked" if self.is_ranked else "topk sorted"
+
+    @property
+    def _chosen(self) -> int:
+        length = self.step.x.shape[-1]
+        return length if length <= _MAX_RANKED else max(self.step.k, 2)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether few are sorted."""
+        return self._chosen <= _MAX_RANKED
 
     @property
     def sorted_keys(self) -> int:
-        """Keys that are sorted in shared memory, a power of two."""
-        step = self.step
-        length = step.x.shape[-1]
-        chosen = length if length <= 2048 else max(step.k, 2)
-        return 1 << max((chosen - 1).bit_length(), 1)
+        """Keys that are sorted in shared memory: an even number, where many a power of two."""
+        if self.is_ranked:
+            return -(-self._chosen // 2) * 2
+        return 1 << (self._chosen - 1).bit_length()
 
     def build(self, weights: Mapping[str, np.ndarray]) -> Built:
         """Generate the kernel."""
@@ -58,6 +71,7 @@ class TopKWay:
             f"INDEX_STEP={index_step}", f"HAS_VALUES={int(step.values is not None)}",
             f"HAS_INDICES={int(step.indices is not None)}",
             f"IS_SHORT={int(self.is_short)}", f"ROWS={math.prod(kept)}LL",
+            f"IS_RANKED={int(self.is_ranked)}", f"THREADS={_threads(length)}",
         )  # fmt: skip
         text = source("topk.cu").replace(
             "ROW\n", coordinates(kept or [1], "linear", "k", wide=True) + "\n"
@@ -66,12 +80,16 @@ class TopKWay:
         text = text.replace("INDICES_AT", offset(ids, "k"))
         made = Source(source("common.cuh") + text, defines)
         rows = math.prod(kept)
-        grid, threads, shared = (rows, 1, 1), 1024, self.sorted_keys * 8
+        grid, threads, shared = (rows, 1, 1), _threads(length), self.sorted_keys * 8
         if self.is_short:
             grid, threads, shared = (-(-rows // 4), 1, 1), 128, 0
         arguments = (OfView(step.x), OfView(values), OfView(indices))
         launch = Launch(0, "topk", grid, (threads, 1, 1), arguments, shared)
         return Built((made,), (), (launch,))
+
+
+def _threads(length: int) -> int:
+    return 1024 if length > 512 else max(-(-length // 32) * 32, 32)
 
 
 def topk_ways(step: TopK, target: Target) -> tuple[TopKWay, ...]:
