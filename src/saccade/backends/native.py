@@ -1,13 +1,17 @@
 """Our own engine on NVIDIA GPUs: from the ONNX graph to one CUDA graph of kernels chosen here.
 
 The work is done in `saccade.native`. Computes in FP16, BF16 or FP32 with FP32 sums, boxes decoded
-in FP32. The first load of a model on a card measures its kernels; the times are kept.
+in FP32. The first load of a model on a card measures its kernels; the times are kept, and so is
+the engine. A bundle's engine is loaded as it is, or refused in words: it is never made anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +32,35 @@ from saccade.types import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BACKEND", "NativeBackend"]
+    from saccade.native.seam import Target
+    from saccade.native.storing import Request
+
+__all__ = ["BACKEND", "NativeBackend", "StoredEngine"]
 
 
 # Name of an option to the values it may have; the first is the default.
 # libraries: whether cuDNN's kernels compete with our own, where it is installed.
 # input: pictures arrive in the graph's element type, or in the plan's.
 _OPTIONS = {"libraries": ("0", "1"), "input": ("model", "plan")}
+# A folder of engines that `saccade build` wrote; a bundle sets it.
+_FOLDER = "engines"
 # Where a graph leaves the size of pictures open and none is told.
 TRIAL_SIZE_HW = (640, 640)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """An engine for a bundle.
+
+    Attributes:
+        target: Its name there.
+        data: The engine.
+        key: What it was built for: name to value.
+    """
+
+    target: str
+    data: bytes
+    key: Mapping[str, str]
 
 
 class NativeBackend:
@@ -49,26 +73,35 @@ class NativeBackend:
         try:
             from saccade.cuda.compile import nvrtc_version
             from saccade.cuda.runtime import Device
+            from saccade.native.kernels.registry import KERNELS
 
             major, minor = nvrtc_version()
             with Device(0) as device:
-                return Availability(True, f"NVRTC {major}.{minor} on {device.name}")
+                # All that an engine's bytes depend on: a bundle compares these words.
+                told = f"kernels {KERNELS.version} with NVRTC {major}.{minor} on {device.name}"
+                return Availability(True, told)
         except SaccadeError as exc:
             return Availability(False, str(exc))
 
     def supports(self, model: Model) -> Availability:
-        probed = self.probe()
-        if not probed.ok:
+        probed, covered = self.probe(), self.covers(model)
+        if covered.ok:
             return probed
+        return covered if probed.ok else Availability(False, f"{probed.reason}; {covered.reason}")
+
+    def covers(self, model: Model) -> Availability:
+        """Say whether there are rules for all of a model's nodes and, where a card is, kernels for
+        what they become. Never raises."""
         try:
-            from saccade.native.build import check
+            from saccade.native.covering import check_covered
             from saccade.native.kernels.registry import KERNELS
 
             plan = Plan(self.name, "fp16", default_batch(model), device="cuda:0")
-            check(_read(model), _shapes(model, plan, TRIAL_SIZE_HW), plan, KERNELS)
+            shapes = _shapes(model, plan, TRIAL_SIZE_HW)
+            check_covered(_read(model), shapes, plan.precision, KERNELS, _target())
         except SaccadeError as exc:
             return Availability(False, str(exc))
-        return probed
+        return Availability(True, "every node has a rule")
 
     def load(self, model: Model, plan: Plan) -> Engine:
         _check(self.probe(), model, plan)
@@ -78,12 +111,36 @@ class NativeBackend:
         _check(self.probe(), model, plan)
         return _engine_of(model, plan, size_hw)
 
+    def stored(self, model: Model, plan: Plan, size_hw: tuple[int, int]) -> StoredEngine | None:
+        """The engine that loading this gives, from the user's cache folder; None if none is kept.
+
+        Args:
+            model: The file.
+            plan: As it was loaded with.
+            size_hw: As it was loaded with.
+
+        Raises:
+            BackendUnavailable: There is no such card.
+        """
+        from saccade.cuda.driver import device_index
+        from saccade.cuda.runtime import Device
+        from saccade.native.build import key_of
+        from saccade.native.kernels.registry import KERNELS
+        from saccade.native.storing import cached_bytes
+
+        request = _request(model, plan, size_hw)
+        raw = cached_bytes(request, KERNELS)
+        if raw is None:
+            return None
+        with Device(device_index(plan.device)) as device:
+            return StoredEngine(request.target(device.arch), raw, key_of(device, KERNELS))
+
 
 def _check(probed: Availability, model: Model, plan: Plan) -> None:
     if not probed.ok:
         raise BackendUnavailable(f"back end 'native' cannot be used: {probed.reason}")
     for name, value in plan.options:
-        if value not in _OPTIONS.get(name, ()):
+        if name != _FOLDER and value not in _OPTIONS.get(name, ()):
             raise InputError(
                 "options of back end 'native' are "
                 + ", ".join(f"{n}={'|'.join(v)}" for n, v in _OPTIONS.items())
@@ -106,23 +163,55 @@ def _read(model: Model) -> onnx.ModelProto:
     return proto
 
 
-def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
-    """From the cache folder, or measured and built."""
-    from saccade.native.build import obtain
-    from saccade.native.kernels.registry import KERNELS
+def _target() -> Target | None:
+    from saccade.cuda.runtime import Device
+    from saccade.native.build import target_of
 
-    shapes = _shapes(model, plan, size_hw)
+    try:
+        with Device(0) as device:
+            return dataclasses.replace(target_of(device), has_device=False)
+    except BackendUnavailable:
+        return None
+
+
+def _request(model: Model, plan: Plan, size_hw: tuple[int, int]) -> Request:
+    from saccade.native.storing import Request
+
     options = dict(plan.options)
-    engine, _ = obtain(
-        model.digest,
-        lambda: _read(model),
-        shapes,
-        plan,
-        KERNELS,
+    return Request(
+        digest=model.digest,
+        shapes=_shapes(model, plan, size_hw),
+        plan=plan,
         libraries=options.get("libraries") == "1",
         half_inputs=options.get("input") == "plan",
     )
-    return engine
+
+
+def _engine_of(model: Model, plan: Plan, size_hw: tuple[int, int]) -> DeviceEngine:
+    """From a bundle, from the cache folder, or measured and built."""
+    from saccade.native.kernels.registry import KERNELS
+    from saccade.native.storing import from_folder, obtain
+
+    request = _request(model, plan, size_hw)
+    folder = dict(plan.options).get(_FOLDER)
+    if folder is not None:
+        return from_folder(request, Path(folder), KERNELS)
+    try:
+        return obtain(request, lambda: _read(model), KERNELS)[0]
+    except BuildError as exc:
+        raise BuildError(f"{exc}. {_others(model)}") from exc.__cause__
+
+
+def _others(model: Model) -> str:
+    """Which other back ends run a model here, as a sentence."""
+    from saccade import backends
+
+    able = [
+        name
+        for name in backends.names()
+        if name not in ("native", "null") and backends.get(name).supports(model).ok
+    ]
+    return f"Back ends that run this model here: {', '.join(able) or 'none'}"
 
 
 def _shapes(model: Model, plan: Plan, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:

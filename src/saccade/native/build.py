@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saccade.cuda.compile import cache_dir, nvrtc_version
 from saccade.cuda.driver import bindings, call
 from saccade.cuda.runtime import Device
-from saccade.errors import BuildError
 from saccade.native.artefact import Artefact, packed, unpacked
+from saccade.native.depends import depends
 from saccade.native.drafting import drafted
 from saccade.native.engine import NativeEngine, Options
 from saccade.native.launching import Loader
@@ -22,14 +19,14 @@ from saccade.native.memory import placed
 from saccade.native.ops import Step
 from saccade.native.plan import Draft, Plan
 from saccade.native.seam import Kernels, Target
-from saccade.native.tuning import Choice, Timings, check_ways, choose
+from saccade.native.tuning import Choice, Timings, choose, step_key
 from saccade.native.turns import card_lock
 from saccade.types import Plan as Wanted
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Engine", "build", "check", "key_of", "loaded", "obtain", "stored", "target_of"]
+__all__ = ["Engine", "build", "key_of", "loaded", "stored", "target_of"]
 
 ARRANGEMENTS = (
     Options(1, is_chained=False),
@@ -130,8 +127,7 @@ def build(
         choices = choose(plan, device, loader, kernels, target, timings)
         built = [choice.built for choice in choices]
         engine = NativeEngine(wanted, plan, built, device, loader, ARRANGEMENTS[0])
-        with card_lock(device.index):
-            found = [(options, _time(engine, device, options)) for options in ARRANGEMENTS]
+        found = _arrangements(engine, plan, device, choices, timings)
         best = min(found, key=lambda pair: pair[1])[0]
         engine.arrange(best)
         sources = dict.fromkeys(source for item in built for source in item.sources)
@@ -181,65 +177,24 @@ def roomy(draft: Draft, device_bytes: int) -> Plan:
     return plan if plan.arena_bytes <= device_bytes * MAX_APART_SHARE else placed(draft)
 
 
-def check(
-    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], wanted: Wanted, kernels: Kernels
-) -> None:
-    """Whether an engine could be built; nothing is compiled and nothing is measured.
-
-    Raises:
-        BuildError: A node or a step is not covered; names it.
-        BackendUnavailable: There is no such device.
-    """
-    with Device(int(wanted.device.partition(":")[2] or 0)) as device:
-        target = replace(target_of(device), has_device=False)
-
-    def can_run(step: Step) -> bool:
-        return bool(kernels.ways(step, target))
-
-    plan = placed(drafted(proto, shapes, wanted.precision, can_run))
-    check_ways(plan, [kernels.ways(step, target) for step in plan.steps])
-
-
-def obtain(
-    digest: str,
-    read: Callable[[], onnx.ModelProto],
-    shapes: Mapping[str, tuple[int, ...]],
-    wanted: Wanted,
-    kernels: Kernels,
-    *,
-    libraries: bool = False,
-    half_inputs: bool = False,
-) -> tuple[NativeEngine, Artefact]:
-    """An engine from the user's cache folder, or built and put there.
-
-    Args:
-        digest: Of the model's files.
-        read: Gives the tidy graph, if it is needed.
-        shapes: Input name to shape.
-        wanted: Device and precision.
-        kernels: All there are.
-        libraries: As in `build`.
-        half_inputs: As in `build`.
-
-    Raises:
-        As `build`.
-    """
-    with Device(int(wanted.device.partition(":")[2] or 0)) as device:
-        key = key_of(device, kernels)
-    about = repr((digest, sorted(shapes.items()), wanted.precision, libraries, sorted(key.items())))
-    name = hashlib.sha256(about.encode()).hexdigest()[:32]
-    path = cache_dir().parent / "native-engines" / f"{name}.native"
-    with contextlib.suppress(OSError, BuildError):
-        # A file that cannot be read, or is damaged, is made anew.
-        return loaded(path.read_bytes(), wanted, kernels)
-    made = build(read(), shapes, wanted, kernels, libraries=libraries, half_inputs=half_inputs)
-    # Without a cache everything works, only the next start is slower.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(stored(made))
-        os.replace(file.name, path)
-    return made.engine, made.artefact
+def _arrangements(
+    engine: NativeEngine,
+    plan: Plan,
+    device: Device,
+    choices: Sequence[Choice],
+    timings: Timings,
+) -> list[tuple[Options, float]]:
+    """Microseconds of each arrangement, measured once for the same work."""
+    said = [*map(step_key, plan.steps), *(choice.way for choice in choices), depends(plan)]
+    key = f"arrangement {hashlib.sha256(repr(said).encode()).hexdigest()[:32]}"
+    names = {str(options): options for options in ARRANGEMENTS}
+    known = timings.get(key)
+    if set(known) != set(names):
+        with card_lock(device.index):
+            known = {name: _time(engine, device, options) for name, options in names.items()}
+        timings.set(key, known)
+        timings.save()
+    return [(options, known[name]) for name, options in names.items()]
 
 
 def _time(engine: NativeEngine, device: Device, options: Options) -> float:

@@ -203,7 +203,7 @@ def check_ways(plan: Plan, ways: Sequence[Sequence[Way]]) -> None:
         first = lacking[0]
         raise BuildError(
             f"every step must have a kernel, {len(lacking)} of {len(plan.steps)} have none, first "
-            f"{type(first).__name__} ({first.label}); choose back end 'torch'"
+            f"{type(first).__name__} ({first.label}); choose another back end"
         )
 
 
@@ -241,7 +241,7 @@ def _choice(
         raise BuildError(
             f"every step must have a kernel that runs, all {len(ways)} for "
             f"{type(step).__name__} ({step.label}) fail: {next(filter(None, reasons), '')}; "
-            "choose back end 'torch'"
+            "choose another back end"
         )
     ranked = sorted(able, key=lambda way: times[way.name])
     return Choice(

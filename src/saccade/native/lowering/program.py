@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["lower", "uncovered"]
 
 MAX_NAMED = 4
-ADVICE = "choose back end 'torch' or 'onnxruntime', or export the model without it"
+ADVICE = "choose another back end, or export the model without it"
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _SIZES = ("Shape", "Size")
 # Operators whose rule also takes what is stored: onnx computes them for the newest opsets alone.
