@@ -12,6 +12,7 @@ import numpy as np
 from saccade.native import ops
 from saccade.native.ops import Activation, Apply, Const, Operand
 from saccade.native.plan import Draft
+from saccade.native.reference import as_e4m3
 from saccade.native.tensors import View, dense, pixels
 
 __all__ = ["CASES", "Case", "contents"]
@@ -48,6 +49,8 @@ def contents(case: Case, rng: np.random.Generator) -> dict[int, np.ndarray]:
         if buffer.dtype == "bfloat16":
             bits = array.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
             made[number] = bits.view(np.float32)
+        elif buffer.dtype == "float8_e4m3":
+            made[number] = as_e4m3(array)[0]
         else:
             made[number] = array.astype(buffer.dtype)
     return made

@@ -14,7 +14,7 @@ from saccade.native.kernels.packing import as_bits
 from saccade.native.kernels.registry import KERNELS
 from saccade.native.launching import Addresses, Loader, put
 from saccade.native.ops import Conv, writes
-from saccade.native.reference import Machine
+from saccade.native.reference import Machine, as_e4m3, of_e4m3
 from saccade.native.seam import Launch, Target, Way
 from saccade.native.views import footprint
 
@@ -45,12 +45,16 @@ def test_compiles(name: str, arch: str) -> None:
 
 
 def bits_of(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "float8_e4m3":
+        return as_e4m3(array)[1]
     return as_bits(array, dtype) if dtype == "bfloat16" else array
 
 
 def values_of(raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float8_e4m3":
+        return of_e4m3(raw.view(np.uint8))
     return raw.view(dtype)
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from saccade.cuda.compile import cache_dir, nvrtc_version
 from saccade.cuda.driver import bindings, call
 from saccade.cuda.runtime import Device
+from saccade.errors import BuildError
 from saccade.native.artefact import Artefact, packed, unpacked
 from saccade.native.depends import depends
 from saccade.native.drafting import drafted
 from saccade.native.engine import NativeEngine, Options
 from saccade.native.launching import Loader
+from saccade.native.lowering.units import Kind, without_pairs
 from saccade.native.memory import placed
+from saccade.native.mixing import Mix, mixed
 from saccade.native.ops import Step
 from saccade.native.plan import Draft, Plan
 from saccade.native.seam import Kernels, Target
@@ -50,6 +53,7 @@ class Engine:
         arrangements: Options and microseconds per inference, as measured.
         can_run: Whether there is a kernel for a step on this card.
         artefact: To be stored.
+        mix: Which tensors are 8-bit codes, if the graph has Q/DQ pairs.
     """
 
     engine: NativeEngine
@@ -58,6 +62,7 @@ class Engine:
     arrangements: tuple[tuple[Options, float], ...]
     can_run: Callable[[Step], bool]
     artefact: Artefact
+    mix: Mix | None = None
 
 
 def target_of(device: Device) -> Target:
@@ -99,6 +104,8 @@ def build(
 ) -> Engine:
     """Plan, measure, load.
 
+    A graph with explicit Q/DQ pairs computes in 8 bits where that is faster on this card.
+
     Args:
         proto: From `tidy`, weights loaded.
         shapes: Input name to shape.
@@ -109,7 +116,7 @@ def build(
         half_inputs: Whether pictures are fed in the plan's precision, not in the graph's type.
 
     Raises:
-        BuildError: A node or a step is not covered; names it.
+        BuildError: A node or a step is not covered; names it. Or the card knows no e4m3.
         BackendUnavailable: There is no such device.
         EngineError: It does not fit on the card.
     """
@@ -121,9 +128,35 @@ def build(
         def can_run(step: Step) -> bool:
             return bool(kernels.ways(step, target))
 
-        draft = drafted(proto, shapes, wanted.precision, can_run, half_inputs=half_inputs)
-        plan = roomy(draft, device.memory()[1])
+        pairs = without_pairs(proto) if wanted.precision == "fp16" else None
+        if pairs is not None:
+            proto = pairs[0]
+        draft = drafted(
+            proto,
+            shapes,
+            wanted.precision,
+            can_run,
+            half_inputs=half_inputs,
+            units=None if pairs is None else pairs[1],
+        )
         loader = Loader(device, kernels)
+        total_bytes = device.memory()[1]
+        mix = None
+        if pairs is not None:
+            kind = pairs[1].kind
+            _check_codes(kind, device)
+
+            def is_worth(step: Step) -> bool:
+                return any(way.name != "direct" for way in kernels.ways(step, target))
+
+            def price(draft: Draft) -> list[float]:
+                plan = roomy(draft, total_bytes)
+                found = choose(plan, device, loader, kernels, target, timings)
+                return [choice.us for choice in found]
+
+            mix = mixed(draft, kind, is_worth, price)
+            draft = mix.draft
+        plan = roomy(draft, total_bytes)
         choices = choose(plan, device, loader, kernels, target, timings)
         built = [choice.built for choice in choices]
         engine = NativeEngine(wanted, plan, built, device, loader, ARRANGEMENTS[0])
@@ -143,7 +176,15 @@ def build(
     except BaseException:
         device.close()
         raise
-    return Engine(engine, plan, tuple(choices), tuple(found), can_run, artefact)
+    return Engine(engine, plan, tuple(choices), tuple(found), can_run, artefact, mix)
+
+
+def _check_codes(kind: Kind, device: Device) -> None:
+    if kind == "float8_e4m3" and int(device.arch.removeprefix("sm_")) < 89:
+        raise BuildError(
+            f"a card must be of capability 8.9 or newer to compute in float8_e4m3, {device.name} "
+            f"is {device.arch}; use a file in INT8 or FP16"
+        )
 
 
 def stored(engine: Engine) -> bytes:

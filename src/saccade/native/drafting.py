@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from saccade.native.lowering.program import lower
+from saccade.native.lowering.units import Units, mark_units
 from saccade.native.ops import Step
 from saccade.native.passes.boxes import fuse_boxes
 from saccade.native.passes.fold_pads import fold_pads, sink_fills
@@ -38,6 +39,7 @@ def drafted(
     can_run: Callable[[Step], bool] = lambda step: True,
     *,
     half_inputs: bool = False,
+    units: Units | None = None,
 ) -> Draft:
     """A draft that computes what a graph does, ready to be placed.
 
@@ -47,12 +49,15 @@ def drafted(
         precision: "fp32", "fp16" or "bf16".
         can_run: Whether there is a kernel for a step; decides between ways to say the same.
         half_inputs: Whether pictures are fed in the plan's precision, not in the graph's type.
+        units: What the pairs said that were taken out of the graph.
 
     Raises:
         BuildError: Names the nodes that are not covered.
     """
     draft = lower(proto, shapes)
     draft.drop_dead()
+    if units is not None:
+        mark_units(draft, units)
     fold_pads(draft)
     fuse_pointwise(draft)
     fuse_norms(draft, can_run)

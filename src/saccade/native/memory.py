@@ -105,7 +105,7 @@ def _offsets(draft: Draft, lives: dict[int, Life], share: bool) -> tuple[dict[in
 def _used_weights(draft: Draft) -> dict[str, Any]:
     named = set()
     for step in draft.steps:
-        for field in ("weight", "bias", "weight_scale", "gain", "shift"):
+        for field in ("weight", "bias", "weight_scale", "y_units", "gain", "shift"):
             name = getattr(step, field, None)
             if isinstance(name, str):
                 named.add(name)

@@ -109,9 +109,11 @@ class Conv:
         is_upsampled: Whether x is (n, h/2, w/2, c) and each of its pixels is read as 2x2.
         second: Channels that follow those of x in the convolution's input, or None.
         second_is_upsampled: Likewise for `second`.
-        x_scale: Real value of one unit of an 8-bit x.
+        x_scale: Real value of one unit of an 8-bit x, and of `second`.
         y_scale: Real value of one unit of an 8-bit y; results are rounded to even and clipped.
+        y_units: Name of (k,), such values per channel instead, or None.
         weight_scale: Name of (k,), real values of one unit of 8-bit weights, or None.
+        residual_scale: Real value of one unit of an 8-bit residual.
     """
 
     label: str
@@ -135,6 +137,8 @@ class Conv:
     x_scale: float = 1.0
     y_scale: float = 1.0
     weight_scale: str | None = None
+    residual_scale: float = 1.0
+    y_units: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

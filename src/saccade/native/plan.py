@@ -150,6 +150,15 @@ class Draft:
                 kept.append(step)
         self.steps = kept[::-1]
 
+    def copy(self) -> Draft:
+        """Another draft of the same; arrays are shared."""
+        made = Draft()
+        made.buffers = [replace(buffer) for buffer in self.buffers]
+        made.steps = list(self.steps)
+        made.weights, made.constants = dict(self.weights), dict(self.constants)
+        made.inputs, made.outputs = dict(self.inputs), dict(self.outputs)
+        return made
+
     def retyped(self) -> None:
         """Give every view the element type of its buffer."""
 

@@ -17,7 +17,7 @@ from saccade.native import ops
 from saccade.native.plan import Draft, Plan, Spec
 from saccade.native.tensors import SIZES, View, dense
 
-__all__ = ["Machine", "evaluate", "interpret"]
+__all__ = ["Machine", "as_e4m3", "evaluate", "interpret", "of_e4m3"]
 
 # NumPy's own types do not survive arithmetic under a strict checker.
 Array = Any
@@ -74,8 +74,8 @@ class Machine:
         if isinstance(self._plan, Plan):
             made = self._plan.buffers[view.buffer]
             count = made.num_bytes // SIZES[view.dtype]
-            # bfloat16 is held in float32 here, which has no room in the arena.
-            if made.kind == "arena" and view.dtype != "bfloat16":
+            # What is held in float32 here has no room in the arena.
+            if made.kind == "arena" and view.dtype not in _HELD:
                 return self._arena[made.offset :][: made.num_bytes].view(dtype)
         else:
             count = self._plan.buffers[view.buffer].num_elements
@@ -106,6 +106,8 @@ class Machine:
         with np.errstate(over="ignore", invalid="ignore"):
             if view.dtype == "bfloat16":
                 array = _as_bfloat16(array)
+            elif view.dtype == "float8_e4m3":
+                array = as_e4m3(array)[0]
             target[...] = array
 
     def weight(self, name: str | None) -> Array | None:
@@ -122,8 +124,12 @@ def _seen(given: Mapping[str, View] | Sequence[Spec]) -> dict[str, View]:
     return {spec.name: dense(spec.buffer, cast(Any, spec.dtype), spec.shape) for spec in given}
 
 
+# NumPy has no such types: rounded to them, held in float32.
+_HELD = ("bfloat16", "float8_e4m3")
+
+
 def _numpy(dtype: str) -> np.dtype[Any]:
-    return np.dtype("float32" if dtype == "bfloat16" else dtype)
+    return np.dtype("float32" if dtype in _HELD else dtype)
 
 
 def _as_bfloat16(array: Array) -> Array:
@@ -131,6 +137,28 @@ def _as_bfloat16(array: Array) -> Array:
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32))
+
+
+def as_e4m3(array: Array) -> tuple[Array, Array]:
+    """Values rounded to e4m3, ties to even, clipped to 448, as float32; and their bits, uint8."""
+    array = np.asarray(array, np.float32)
+    size = np.minimum(np.abs(array), np.float32(448))
+    exponent = np.maximum(np.frexp(np.where(size > 0, size, 1))[1] - 1, -6)
+    rounded = np.ldexp(np.rint(np.ldexp(size, 3 - exponent)), exponent - 3).astype(np.float32)
+    again = np.maximum(np.frexp(np.where(rounded > 0, rounded, 1))[1] - 1, -6)
+    units = np.ldexp(rounded, 3 - again).astype(np.int32)  # 8 to 15, below 8 if subnormal
+    bits = np.where(units < 8, units, (again + 7) * 8 + units - 8) | np.signbit(array) * 128
+    is_nan = np.isnan(array)
+    values = np.where(is_nan, np.float32(np.nan), np.copysign(rounded, array))
+    return values, np.where(is_nan, 0x7F, bits).astype(np.uint8)
+
+
+def of_e4m3(bits: Array) -> Array:
+    """Values of e4m3 bits, float32."""
+    bits = bits.view(np.uint8).astype(np.int32)
+    exponent, units = bits >> 3 & 15, bits & 7
+    values = np.ldexp(np.where(exponent > 0, units + 8, units), np.maximum(exponent, 1) - 10)
+    return np.where(bits & 128, -values, values).astype(np.float32)
 
 
 def evaluate(act: ops.Activation, x: Array) -> Array:
@@ -170,29 +198,41 @@ _ACTIVATIONS: dict[str, Callable[[Array, float, float], Array]] = {
 }
 
 
+_EIGHT = ("int8", "float8_e4m3")
+
+
 def _conv(m: Machine, step: ops.Conv) -> None:
     x = _doubled(m.load(step.x)) if step.is_upsampled else m.load(step.x)
     if step.second is not None:
         second = m.load(step.second)
         second = _doubled(second) if step.second_is_upsampled else second
         x = np.concatenate((x, second), axis=3)
-    if step.x.dtype == "int8":
-        x = x.astype(m.compute)
-    kernel = _stored(m.weight(step.weight), step)
+    kernel: Array = m.weights[step.weight]
+    is_eight = step.x.dtype in _EIGHT
+    if is_eight:
+        x = x.astype(m.compute) * m.compute(step.x_scale)
+        kernel = kernel if step.x.dtype == "int8" else of_e4m3(kernel)
+    kernel = kernel.astype(m.compute) if is_eight else _stored(m.weight(step.weight), step)
     if step.weight_scale is not None:
         scale = m.weight(step.weight_scale)
         assert scale is not None
         kernel = kernel * scale.reshape(-1, 1, 1, 1)
-    y = _convolved(x * step.x_scale if step.x_scale != 1.0 else x, kernel, step)
+    y = _convolved(x, kernel, step)
     bias = m.weight(step.bias)
     y = y if bias is None else y + bias
+    added: Array = 0 if step.residual is None else m.load(step.residual)
+    if step.residual is not None and step.residual.dtype in _EIGHT:
+        added = added.astype(m.compute) * m.compute(step.residual_scale)
     if step.residual is not None and not step.residual_after:
-        y = y + m.load(step.residual)
+        y = y + added
     y = evaluate(step.activation, y) * m.compute(step.scale)
     if step.residual is not None and step.residual_after:
-        y = evaluate(step.after, y + m.load(step.residual))
+        y = evaluate(step.after, y + added)
+    if step.y.dtype in _EIGHT:
+        per_channel = m.weight(step.y_units)
+        y = y / (m.compute(step.y_scale) if per_channel is None else per_channel)
     if step.y.dtype == "int8":
-        y = np.clip(np.rint(y / step.y_scale), -128, 127)
+        y = np.clip(np.rint(y), -128, 127)
     m.store(step.y, y)
 
 
@@ -256,7 +296,7 @@ def _matmul(m: Machine, step: ops.MatMul) -> None:
 
 
 def _pool(m: Machine, step: ops.Pool) -> None:
-    x = m.load(step.x)
+    x = m.load(step.x).astype(m.compute)
     if step.kind == "max":
         y = None
         for _, _, seen in _taps(x, step, -np.inf):

@@ -9,6 +9,7 @@ typedef unsigned long long u64;
 
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
+struct e4m3 { u8 bits; };
 
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(f16 v) {
@@ -53,8 +54,11 @@ template <> __device__ __forceinline__ u32 pack<bf16>(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
-// Kernels whose results are FP32 name it in code that they never reach.
+// Kernels whose results are FP32 or codes name it in code that they never reach.
 template <> __device__ __forceinline__ u32 pack<float>(float, float) { return 0; }
+template <> __device__ __forceinline__ u32 pack<i8>(float, float) { return 0; }
+template <> __device__ __forceinline__ u32 pack<e4m3>(float, float) { return 0; }
+template <> __device__ __forceinline__ e4m3 from_float<e4m3>(float) { return {0}; }
 template <typename T> __device__ __forceinline__ float unpack(u32 pair, int which);
 template <> __device__ __forceinline__ float unpack<f16>(u32 pair, int which) {
     return to_float(f16{(u16)(which ? pair >> 16 : pair)});
@@ -62,6 +66,54 @@ template <> __device__ __forceinline__ float unpack<f16>(u32 pair, int which) {
 template <> __device__ __forceinline__ float unpack<bf16>(u32 pair, int which) {
     return __uint_as_float(which ? pair & 0xffff0000u : pair << 16);
 }
+
+#if __CUDA_ARCH__ >= 890
+__device__ __forceinline__ float to_float(e4m3 v) {
+    u32 pair;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((u16)v.bits));
+    return unpack<f16>(pair, 0);
+}
+// Two values as e4m3, the first in the lower byte; what is too large becomes the largest.
+__device__ __forceinline__ u32 pack_e4m3(float low, float high) {
+    u16 out;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
+    return out;
+}
+#endif
+
+// Real values as 8-bit codes, halves to even, clipped: four as one word, the first lowest. Where
+// 1.5 * 2^23 is added, the lowest bits of a float are a whole number.
+#define WHOLE 12582912.0f
+template <typename T> __device__ __forceinline__ u32 codes(const float* v, float inverse) {
+    u32 b[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        b[i] = __float_as_uint(
+            fminf(fmaxf(fmaf(v[i], inverse, WHOLE), WHOLE - 128.0f), WHOLE + 127.0f));
+    return __byte_perm(__byte_perm(b[0], b[1], 0x0040), __byte_perm(b[2], b[3], 0x0040), 0x5410);
+}
+#if __CUDA_ARCH__ >= 890
+template <> __device__ __forceinline__ u32 codes<e4m3>(const float* v, float inverse) {
+    return pack_e4m3(v[0] * inverse, v[1] * inverse) |
+           pack_e4m3(v[2] * inverse, v[3] * inverse) << 16;
+}
+#endif
+// The numbers that four codes stand for, less their unit.
+template <typename T> __device__ __forceinline__ void numbers(u32 word, float* v) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        v[i] = __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7540 + i)) -
+               8388736.0f;
+}
+#if __CUDA_ARCH__ >= 890
+template <> __device__ __forceinline__ void numbers<e4m3>(u32 word, float* v) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = to_float(e4m3{(u8)(word >> 8 * i)});
+}
+#endif
+
+template <> __device__ __forceinline__ float unpack<i8>(u32, int) { return 0; }
+template <> __device__ __forceinline__ float unpack<e4m3>(u32, int) { return 0; }
 
 // Kernels of a graph may start while the one before them ends: constants can be read at once, what
 // other kernels wrote only after `wait_for_inputs`. Without that launch attribute both do nothing.
@@ -136,3 +188,19 @@ __device__ __forceinline__ void multiply<bf16>(float (&c)[4], const u32 (&a)[4],
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// The same on 8-bit codes, 32 deep: whole numbers give whole sums.
+__device__ __forceinline__ void multiply_codes(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#if __CUDA_ARCH__ >= 890
+__device__ __forceinline__ void multiply_codes(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif

@@ -15,6 +15,11 @@
 // registers, read like above; its right side is read by the matrix units from shared memory, where
 // weights lie in 8x8 tiles (conv.py: pack_tiles). It runs while the next rows are read.
 //
+// 8-bit pictures (EIGHT) are moved two codes at a time, as if they were halves of half as many
+// channels, and so are their weights: a product 32 codes deep takes the same bytes in the same
+// places. Sums of whole numbers are whole; they begin with the bits of 1.5 * 2^23 where they cannot
+// leave its binade, which makes a float of them by a subtraction.
+//
 // The blocks are persistent: with RESIDENT weights, a block keeps them for all of its tiles. Loads
 // run STAGES - 1 chunks ahead, over tile borders.
 
@@ -46,9 +51,20 @@ struct Conv {
     const ELEMENT* second;
     const uint4* weights;
     const float* bias;
-    const ELEMENT* residual;
+    const RES* residual;
     OUT* y;
+    const float* gains;
+    const float* inverses;
 };
+#if EIGHT
+#define MULTIPLY multiply_codes
+#else
+#define MULTIPLY multiply<ELEMENT>
+#endif
+__device__ __forceinline__ float as_sum(float v) { return v; }
+__device__ __forceinline__ float as_sum(int v) {
+    return IS_SMALL ? __int_as_float(v) - WHOLE : (float)v;
+}
 
 #define IH ((TH - 1) * SH + (KH - 1) * DH + 1)
 #define IW ((TW - 1) * SW + (KW - 1) * DW + 1)
@@ -147,7 +163,16 @@ __device__ __forceinline__ void load_weights(const uint4* from, u32 to, int num_
 }
 
 // Sums begin with the bias; bias is padded to whole blocks.
-__device__ __forceinline__ void begin(const float* bias, bool has_bias, float (&sums)[MI][NI][4]) {
+__device__ __forceinline__ void begin(const float* bias, bool has_bias, SUM (&sums)[MI][NI][4]) {
+#if EIGHT
+    const SUM first = IS_SMALL && has_bias ? __float_as_int(WHOLE) : 0;
+#pragma unroll
+    for (int mi = 0; mi < MI; mi++)
+#pragma unroll
+        for (int j = 0; j < NI; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[mi][j][i] = first;
+#else
 #pragma unroll
     for (int group = 0; group < NUM_GROUPS; group++) {
         float held[HELD] = {};
@@ -165,16 +190,27 @@ __device__ __forceinline__ void begin(const float* bias, bool has_bias, float (&
                 for (int i = 0; i < 4; i++)
                     sums[mi][group * GROUP + j][i] = held[2 * j + i % 2];
     }
+#endif
 }
 
 __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0, int m0,
-                                       float (&sums)[MI][NI][4]) {
+                                       SUM (&sums)[MI][NI][4]) {
     int lane = threadIdx.x % 32;
     int first = tile.y0 * OUT_W + tile.x0;
 #pragma unroll
     for (int group = 0; group < NUM_GROUPS; group++) {
         int channel = channel0 + group * GROUP * 8 + (lane % 4) * HELD;
         if (CHANNELS % BN != 0 && channel >= CHANNELS) continue;
+#if EIGHT
+        float gain[HELD], bias[HELD];
+#pragma unroll
+        for (int i = 0; i < HELD; i += 4) {
+            float4 g = *(const float4*)(conv.gains + channel + i);
+            float4 b = *(const float4*)(conv.bias + channel + i);
+            gain[i] = g.x, gain[i + 1] = g.y, gain[i + 2] = g.z, gain[i + 3] = g.w;
+            bias[i] = b.x, bias[i + 1] = b.y, bias[i + 2] = b.z, bias[i + 3] = b.w;
+        }
+#endif
 #pragma unroll
         for (int mi = 0; mi < MI; mi++)
 #pragma unroll
@@ -186,28 +222,39 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                 float v[HELD];
 #pragma unroll
                 for (int j = 0; j < GROUP; j++) {
-                    v[2 * j] = sums[mi][group * GROUP + j][2 * half];
-                    v[2 * j + 1] = sums[mi][group * GROUP + j][2 * half + 1];
+                    v[2 * j] = as_sum(sums[mi][group * GROUP + j][2 * half]);
+                    v[2 * j + 1] = as_sum(sums[mi][group * GROUP + j][2 * half + 1]);
                 }
+#if EIGHT
+#pragma unroll
+                for (int i = 0; i < HELD; i++) v[i] = fmaf(v[i], gain[i], bias[i]);
+#endif
                 int pixel = first + m / TW * OUT_W + m % TW;
                 float add[HELD];
                 if constexpr (RESIDUAL) {
-                    const ELEMENT* from =
+                    const RES* from =
                         conv.residual + tile.n * RESIDUAL_IMAGE + pixel * RESIDUAL_PITCH + channel;
                     if (RES_WIDE && channel + HELD <= CHANNELS) {
 #pragma unroll
                         for (int i = 0; i < HELD; i += 4) {
-                            uint2 pair = *(const uint2*)(from + i);
-                            add[i] = unpack<ELEMENT>(pair.x, 0);
-                            add[i + 1] = unpack<ELEMENT>(pair.x, 1);
-                            add[i + 2] = unpack<ELEMENT>(pair.y, 0);
-                            add[i + 3] = unpack<ELEMENT>(pair.y, 1);
+                            if constexpr (sizeof(RES) == 1)
+                                numbers<RES>(*(const u32*)(from + i), add + i);
+                            else {
+                                uint2 pair = *(const uint2*)(from + i);
+                                add[i] = unpack<RES>(pair.x, 0);
+                                add[i + 1] = unpack<RES>(pair.x, 1);
+                                add[i + 2] = unpack<RES>(pair.y, 0);
+                                add[i + 3] = unpack<RES>(pair.y, 1);
+                            }
                         }
                     } else {
 #pragma unroll
                         for (int i = 0; i < HELD; i++)
                             add[i] = channel + i < CHANNELS ? to_float(from[i]) : 0.0f;
                     }
+                    if constexpr (sizeof(RES) == 1)
+#pragma unroll
+                        for (int i = 0; i < HELD; i++) add[i] *= RES_SCALE;
                 }
                 if constexpr (RESIDUAL == 1) {
 #pragma unroll
@@ -224,7 +271,25 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                     for (int i = 0; i < HELD; i += 4) activate4<AFTER>(v + i, AFTER_A, AFTER_B);
                 }
                 OUT* to = conv.y + tile.n * Y_IMAGE + pixel * Y_PITCH + channel;
-                if (Y_WIDE && channel + HELD <= CHANNELS) {
+                if constexpr (sizeof(OUT) == 1) {
+                    u32 word[HELD / 4];
+#if Y_APART
+#pragma unroll
+                    for (int i = 0; i < HELD; i++) v[i] *= conv.inverses[channel + i];
+#endif
+#pragma unroll
+                    for (int i = 0; i < HELD; i += 4) word[i / 4] = codes<OUT>(v + i, Y_INVERSE);
+                    if (Y_WIDE && channel + HELD <= CHANNELS) {
+                        if constexpr (HELD == 8)
+                            *(uint2*)to = make_uint2(word[0], word[HELD / 4 - 1]);
+                        else
+                            *(u32*)to = word[0];
+                    } else {
+#pragma unroll
+                        for (int i = 0; i < HELD; i++)
+                            if (channel + i < CHANNELS) ((u8*)to)[i] = word[i / 4] >> i % 4 * 8;
+                    }
+                } else if (Y_WIDE && channel + HELD <= CHANNELS) {
                     if constexpr (sizeof(OUT) == 2 && HELD == 8)
                         *(uint4*)to = make_uint4(pack<OUT>(v[0], v[1]), pack<OUT>(v[2], v[3]),
                                                  pack<OUT>(v[4], v[5]), pack<OUT>(v[6], v[7]));
@@ -293,7 +358,7 @@ conv(const __grid_constant__ Conv conv) {
                       wk * (KK / WK) * 32;
     }
 
-    float sums[MI][NI][4];
+    SUM sums[MI][NI][4];
     int tile_index = worker, chunk = 0, stage = 0;
     for (int step = 0; step < steps; step++) {
         if (chunk == 0) begin(conv.bias + block_n * BN + wn * NI * 8, wk == 0, sums);
@@ -360,8 +425,8 @@ conv(const __grid_constant__ Conv conv) {
                     for (int mi = 0; mi < MI; mi++)
 #pragma unroll
                         for (int q = 0; q < NI / 2; q++) {
-                            multiply<ELEMENT>(sums[mi][2 * q], a[mi], b[q].x, b[q].y);
-                            multiply<ELEMENT>(sums[mi][2 * q + 1], a[mi], b[q].z, b[q].w);
+                            MULTIPLY(sums[mi][2 * q], a[mi], b[q].x, b[q].y);
+                            MULTIPLY(sums[mi][2 * q + 1], a[mi], b[q].z, b[q].w);
                         }
                 }
 #endif
@@ -370,7 +435,7 @@ conv(const __grid_constant__ Conv conv) {
         chunk = 0;
         if constexpr (WK > 1) {
             // Warps that shared a product: all but the first hand over their sums, in order.
-            float4* partial = (float4*)(shared + (RESIDENT ? CHUNKS : STAGES) * CHUNK_WEIGHTS +
+            SUM4* partial = (SUM4*)(shared + (RESIDENT ? CHUNKS : STAGES) * CHUNK_WEIGHTS +
                                         STAGES * INPUT_BYTES);
             __syncthreads();
             if (wk > 0)
@@ -380,8 +445,8 @@ conv(const __grid_constant__ Conv conv) {
                     for (int ni = 0; ni < NI; ni++) {
                         int at = ((wk - 1) * MI * NI + mi * NI + ni) * WM * WN + wm + WM * wn;
                         partial[at * 32 + lane] =
-                            make_float4(sums[mi][ni][0], sums[mi][ni][1], sums[mi][ni][2],
-                                        sums[mi][ni][3]);
+                            {sums[mi][ni][0], sums[mi][ni][1], sums[mi][ni][2],
+                             sums[mi][ni][3]};
                     }
             __syncthreads();
             if (wk == 0)
@@ -392,7 +457,7 @@ conv(const __grid_constant__ Conv conv) {
 #pragma unroll
                         for (int ni = 0; ni < NI; ni++) {
                             int at = (k * MI * NI + mi * NI + ni) * WM * WN + wm + WM * wn;
-                            float4 v = partial[at * 32 + lane];
+                            SUM4 v = partial[at * 32 + lane];
                             sums[mi][ni][0] += v.x, sums[mi][ni][1] += v.y;
                             sums[mi][ni][2] += v.z, sums[mi][ni][3] += v.w;
                         }

@@ -100,4 +100,5 @@ def _strides(name: str, view: View) -> tuple[str, ...]:
 def direct_ways(step: Conv, target: Target) -> tuple[DirectWay, ...]:
     """The one way, unless element types have no kernel."""
     views = [v for v in (step.x, step.y, step.second, step.residual) if v is not None]
-    return (DirectWay(step),) if all(view.dtype in C_TYPES for view in views) else ()
+    covered = all(view.dtype in C_TYPES and view.dtype != "float8_e4m3" for view in views)
+    return (DirectWay(step),) if covered and step.residual_scale == 1.0 and not step.y_units else ()

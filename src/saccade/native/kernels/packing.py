@@ -31,7 +31,7 @@ def pack_weights(
     """Weights in the order in which the kernel's threads hold them.
 
     Args:
-        weights: (k, kh, kw, c) float32.
+        weights: (k, kh, kw, c) float32, or uint16 of bits.
         first: Channels of the first operand; the rest are of the second.
         tiling: Of the kernel.
         dtype: float16 or bfloat16.
@@ -59,7 +59,7 @@ def pack_tiles(
     """Weights in 8x8 tiles as the matrix units read them from shared memory.
 
     Args:
-        weights: (k, kh, kw, c) float32.
+        weights: (k, kh, kw, c) float32, or uint16 of bits.
         first: Channels of the first operand; the rest are of the second.
         tiling: Of the kernel.
         dtype: float16 or bfloat16.
@@ -95,7 +95,9 @@ def _cut(weights: np.ndarray, first: int, tiling: Tiling) -> np.ndarray:
 
 
 def as_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Float32 values rounded to float16 or bfloat16, as uint16."""
+    """Float32 values rounded to float16 or bfloat16, as uint16; uint16 stays as it is."""
+    if values.dtype == np.uint16:
+        return values
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return values.astype(np.float16).view(np.uint16)

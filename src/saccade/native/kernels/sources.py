@@ -9,7 +9,7 @@ import numpy as np
 
 from saccade.errors import BuildError
 from saccade.native.ops import Activation
-from saccade.native.tensors import View
+from saccade.native.tensors import SIZES, View
 
 __all__ = [
     "C_TYPES",
@@ -25,6 +25,7 @@ C_TYPES = {
     "float32": "float",
     "float16": "f16",
     "bfloat16": "bf16",
+    "float8_e4m3": "e4m3",
     "int8": "i8",
     "uint8": "u8",
     "int32": "int",
@@ -81,5 +82,5 @@ def vector_bytes(view: View) -> int:
 
 def is_wide(view: View, held: int) -> bool:
     """Whether a thread's neighbouring channels can be stored at once."""
-    num_bytes = min(16, held * (4 if view.dtype == "float32" else 2))
+    num_bytes = min(16, held * SIZES[view.dtype])
     return vector_bytes(view) >= num_bytes

@@ -179,7 +179,23 @@ stem(const __grid_constant__ Stem p) {
 #pragma unroll
                         for (int i = 0; i < HELD; i++) v[i] *= SCALE;
                         OUT* to = y + (first + m / TW * OUT_W + m % TW) * Y_PITCH + channel;
-                        if (Y_WIDE && channel + HELD <= CHANNELS) {
+                        if constexpr (sizeof(OUT) == 1) {
+                            u32 word[HELD / 4];
+#pragma unroll
+                            for (int i = 0; i < HELD; i += 4)
+                                word[i / 4] = codes<OUT>(v + i, Y_INVERSE);
+                            if (Y_WIDE && channel + HELD <= CHANNELS) {
+                                if constexpr (HELD == 8)
+                                    *(uint2*)to = make_uint2(word[0], word[HELD / 4 - 1]);
+                                else
+                                    *(u32*)to = word[0];
+                            } else {
+#pragma unroll
+                                for (int i = 0; i < HELD; i++)
+                                    if (channel + i < CHANNELS)
+                                        ((u8*)to)[i] = word[i / 4] >> i % 4 * 8;
+                            }
+                        } else if (Y_WIDE && channel + HELD <= CHANNELS) {
                             if constexpr (HELD == 8)
                                 *(uint4*)to =
                                     make_uint4(pack<OUT>(v[0], v[1]), pack<OUT>(v[2], v[3]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saccade.native.kernels.eight import EIGHT, uses_e4m3
 from saccade.native.kernels.packing import pack_stem
 from saccade.native.kernels.sources import (
     C_TYPES,
@@ -117,9 +118,10 @@ class StemWay:
             and x.w % 2 == 0
         )
         held = 8 if block == 32 else 4
-        element = step.y.dtype
+        element = _element(step)
         defines = (
-            f"IN={C_TYPES[x.dtype]}", f"ELEMENT={C_TYPES[element]}", f"OUT={C_TYPES[element]}",
+            f"IN={C_TYPES[x.dtype]}", f"ELEMENT={C_TYPES[element]}", f"OUT={C_TYPES[step.y.dtype]}",
+            f"Y_INVERSE={literal(1.0 / step.y_scale)}",
             f"IS_HALF={int(element == 'float16')}",
             f"IN_H={x.h}", f"IN_W={x.w}", f"OUT_H={step.y.h}", f"OUT_W={step.y.w}",
             f"IMAGE={x.strides[0]}LL", f"LINE={x.strides[1]}", f"COLUMN={x.strides[2]}",
@@ -140,7 +142,7 @@ class StemWay:
     def build(self, weights: Mapping[str, np.ndarray]) -> Built:
         """Pack the weights and describe the launch."""
         step, tiling = self.step, self.tiling
-        packed = pack_stem(weights[step.weight], self._lead, self._block, step.y.dtype)
+        packed = pack_stem(weights[step.weight], self._lead, self._block, _element(step))
         bias = np.zeros(packed.shape[2] * 16, np.float32)
         if step.bias is not None:
             bias[: step.y.c] = weights[step.bias]
@@ -153,13 +155,18 @@ class StemWay:
         return Built((self.source(),), (packed, bias), (launch,))
 
 
+def _element(step: Conv) -> str:
+    """What products are taken in: halves, where the result is 8-bit codes."""
+    return "float16" if step.y.dtype in EIGHT else step.y.dtype
+
+
 def stem_ways(step: Conv, target: Target) -> tuple[StemWay, ...]:
     """Tilings for a step; () if it is no first convolution."""
     can = (
         step.groups == 1
         and step.x.c <= 4
         and step.y.c <= _MAX_CHANNELS
-        and step.y.dtype in ("float16", "bfloat16")
+        and step.y.dtype in ("float16", "bfloat16", *EIGHT)
         and step.x.dtype in ("float32", "float16", "bfloat16", "uint8")
         and step.y.is_pixels
         and step.dilation == (1, 1)
@@ -168,8 +175,9 @@ def stem_ways(step: Conv, target: Target) -> tuple[StemWay, ...]:
         and step.second is None
         and not step.is_upsampled
         and step.weight_scale is None
+        and step.y_units is None
     )
-    if not can:
+    if not can or (uses_e4m3(step) and int(target.arch[3:]) < 89):
         return ()
     ways = (StemWay(step, tiling) for tiling in _TILINGS)
     return tuple(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from saccade.native.kernels.eight import EIGHT, is_even, paired
 from saccade.native.kernels.sources import C_TYPES, places_of, source
 from saccade.native.ops import Pool, PoolChain, Resize
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
@@ -82,7 +83,8 @@ class PoolWay:
 
 def pool_ways(step: Pool, target: Target) -> tuple[PoolWay, ...]:
     """Widths, widest first."""
-    if step.x.dtype not in _FLOATS or step.y.dtype not in _FLOATS:
+    is_coded = step.kind == "max" and step.x.dtype == step.y.dtype == "int8"
+    if not is_coded and not {step.x.dtype, step.y.dtype} <= set(_FLOATS):
         return ()
     most = channels_at_once(step.x, step.y)
     return tuple(PoolWay(step, width) for width in (8, 4, 2, 1) if width <= most)[:2]
@@ -101,22 +103,26 @@ class ChainWay:
 
     def build(self, weights: Mapping[str, np.ndarray]) -> Built:
         """Describe the launch."""
-        step, x = self.step, self.step.x
+        step, is_int8 = self.step, self.step.x.dtype == "int8"
+        if is_int8:
+            step = replace(step, x=paired(step.x), ys=tuple(paired(y) for y in step.ys))
+        x = step.x
         pitches = ", ".join(str(y.strides[2]) for y in step.ys)
         images = ", ".join(str(y.strides[0]) for y in step.ys)
         head = f"__device__ constexpr int PITCHES[] = {{{pitches}}};\n"
         head += f"__device__ constexpr long long IMAGES[] = {{{images}}};\n"
         defines = (
             f"CHAIN={len(step.ys)}", f"X_TYPE={C_TYPES[x.dtype]}", f"Y_TYPE={C_TYPES[x.dtype]}",
-            "V=8", f"IS_HALF={int(x.dtype == 'float16')}", f"THREADS={self.threads}",
+            "V=8", f"IS_HALF={int(x.dtype == 'float16')}",
+            f"IS_INT8={int(is_int8)}", f"THREADS={self.threads}",
             f"H={x.h}", f"W={x.w}", f"C={x.c}", f"SIZE={step.size}", *places_of("X", x),
         )  # fmt: skip
         made = Source(head + source(*_FILES), defines)
         data = struct.pack(f"<{len(step.ys)}Q", *[0] * len(step.ys))
-        results = Blob(data, tuple((8 * i, OfView(y)) for i, y in enumerate(step.ys)))
+        results = Blob(data, tuple((8 * i, OfView(y)) for i, y in enumerate(self.step.ys)))
         launch = Launch(
-            0, "chain", (x.n * (x.c // 8), 1, 1), (self.threads, 1, 1), (OfView(x), results),
-            x.h * x.w * 32,
+            0, "chain", (x.n * (x.c // 8), 1, 1), (self.threads, 1, 1),
+            (OfView(self.step.x), results), x.h * x.w * 32,
         )  # fmt: skip
         return Built((made,), (), (launch,))
 
@@ -153,7 +159,8 @@ class _PoolsWay:
 def chain_ways(step: PoolChain, target: Target) -> tuple[ChainWay | _PoolsWay, ...]:
     """Ways to run a chain, best first."""
     views = (step.x, *step.ys)
-    if any(view.dtype not in _FLOATS for view in views):
+    is_int8 = step.x.dtype == "int8" and step.x.c % 16 == 0
+    if any(view.dtype not in _FLOATS for view in views) and not is_int8:
         return ()
     can_share = (
         all(view.dtype == step.x.dtype and view.is_pixels and view.alignment == 16
@@ -164,7 +171,7 @@ def chain_ways(step: PoolChain, target: Target) -> tuple[ChainWay | _PoolsWay, .
         and len(step.ys) <= 8
     )  # fmt: skip
     shared = [ChainWay(step, threads) for threads in (128, 256, 512)] if can_share else []
-    return (*shared, _PoolsWay(step))
+    return tuple(shared) if is_int8 else (*shared, _PoolsWay(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +196,16 @@ class ResizeWay:
             and np.array_equal(rows, np.arange(step.y.h) // max(factor, 1))
             and np.array_equal(columns, np.arange(step.y.w) // max(factor, 1))
         )
+        is_moved = step.kind == "nearest" and step.x.dtype == step.y.dtype
+        x, y = _moved(step)
         defines = (
-            "RESIZE", *_common(step.x, step.y, self.width),
+            "RESIZE", *_common(x, y, self.width), f"IS_MOVED={int(is_moved)}",
             f"IS_LINEAR={int(step.kind == 'linear')}", f"FACTOR={factor if is_whole else 0}",
         )  # fmt: skip
         made = Source(source(*_FILES), defines)
         tables = Blob(bytes(32), tuple((8 * i, OfWeight(i)) for i in range(4)))
         launch = Launch(
-            0, "resize", _grid(step.y, self.width), (128, 1, 1),
+            0, "resize", _grid(y, self.width), (128, 1, 1),
             (OfView(step.x), tables, OfView(step.y)),
         )  # fmt: skip
         return Built((made,), (rows, columns, row_shares, column_shares), (launch,))
@@ -228,9 +237,19 @@ def places(step: Resize, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(rounded, 0, size - 1).astype(np.int32), np.zeros(out, np.float32)
 
 
+def _moved(step: Resize) -> tuple[View, View]:
+    """Operands as the kernel sees them: codes that are only moved go two at a time."""
+    views = (step.x, step.y)
+    is_moved = step.kind == "nearest" and step.x.dtype == step.y.dtype
+    if is_moved and all(v.dtype in EIGHT and is_even(v) for v in views):
+        return paired(step.x), paired(step.y)
+    return views
+
+
 def resize_ways(step: Resize, target: Target) -> tuple[ResizeWay, ...]:
     """Widths, widest first."""
-    if step.x.dtype not in _FLOATS or step.y.dtype not in _FLOATS:
+    x, y = _moved(step)
+    if x.dtype not in _FLOATS or y.dtype not in _FLOATS:
         return ()
-    most = channels_at_once(step.x, step.y)
+    most = channels_at_once(x, y)
     return tuple(ResizeWay(step, width) for width in (8, 4, 2, 1) if width <= most)[:2]

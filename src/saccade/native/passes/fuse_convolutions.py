@@ -239,13 +239,15 @@ def _per_channel(draft: Draft, expr: Expr, seen: list[View | None]) -> np.ndarra
 def _with_tail(
     draft: Draft, conv: Conv, tail: _Tail, residual: View | None, place: View, label: str
 ) -> Conv:
-    weight, bias = conv.weight, conv.bias
+    weight, bias, units = conv.weight, conv.bias, conv.weight_scale
     k = conv.y.c
     if (tail.gain != 1).any():
         gain = np.broadcast_to(tail.gain, (k,))
         old = draft.weights[weight].astype(np.float64)
         new = (old * gain.reshape(-1, 1, 1, 1)).astype(np.float32)
         weight = draft.weight(f"{weight}:scaled", new)
+        if units is not None:
+            units = draft.weight(units, (draft.weights[units] * abs(gain)).astype(np.float32))
     if (tail.gain != 1).any() or (tail.shift != 0).any():
         old = np.zeros(k) if bias is None else draft.weights[bias].astype(np.float64)
         new = (old * tail.gain + tail.shift).astype(np.float32)
@@ -256,6 +258,7 @@ def _with_tail(
         y=replace(place, dtype=conv.y.dtype),
         weight=weight,
         bias=bias,
+        weight_scale=units,
         activation=tail.activation,
         scale=tail.scale,
         residual=residual,

@@ -49,7 +49,9 @@ def _likeness(conv: Conv) -> object:
     """Equal for convolutions that differ in weights and results alone."""
     if conv.groups != 1 or conv.residual is not None or conv.second is not None:
         return conv
-    return replace(conv, label="", y=replace(conv.x, buffer=-1), weight="", bias=None)
+    has_units = None if conv.weight_scale is None else "units"
+    y = replace(conv.x, buffer=-1)
+    return replace(conv, label="", y=y, weight="", bias=None, weight_scale=has_units)
 
 
 def _is_free(draft: Draft, conv: Conv) -> bool:
@@ -71,6 +73,11 @@ def _merged(draft: Draft, one: Conv, two: Conv) -> list[Step] | None:
         y=both,
         weight=_joined(draft, one.weight, two.weight),
         bias=_joined_bias(draft, one, two),
+        weight_scale=(
+            _joined(draft, one.weight_scale, two.weight_scale)
+            if one.weight_scale is not None and two.weight_scale is not None
+            else None
+        ),
     )
     steps: list[Step] | None = [
         made if step is one else step for step in draft.steps if step is not two
