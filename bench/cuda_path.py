@@ -325,9 +325,8 @@ def others(device: Device, folder: Path, write: Write) -> None:
 def engines(device: Device, folder: Path, write: Write) -> None:
     """ONNX Runtime's CUDA provider and an exported program as engines of the path."""
     case = case_of(folder, CELLS)
-    ways = (("nhwc", {"layout": "nhwc"}), ("nchw", {"layout": "nchw"}))
-    for _, options in ways:
-        with engine_of(case, "onnxruntime", 32, **options) as (row, engine):
+    for layout in ("nhwc", "nchw"):
+        with engine_of(case, "onnxruntime", 32, layout=layout) as (row, engine):
             write("engines", row | through(device, case, engine))
     with tempfile.TemporaryDirectory() as place:
         exported = exported_of(case, Path(place), 32)
@@ -442,6 +441,7 @@ def latency(device: Device, folder: Path, write: Write, calls: int = 20000) -> N
 def soak(device: Device, folder: Path, write: Write) -> None:
     """Five minutes of work: memory by NVML and the driver, and everything that was reserved."""
     import pynvml
+    import torch
 
     pynvml.nvmlInit()
     card = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -471,6 +471,10 @@ def soak(device: Device, folder: Path, write: Write) -> None:
                         "at_s": now_s - start_s,
                         "pictures": done,
                         "nvml_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(card).used),
+                        "nvml_own_bytes": own_bytes(card),
+                        "torch_reserved_bytes": torch.cuda.memory_reserved(),
+                        "torch_blocks": torch.cuda.memory_stats()["num_device_alloc"],
+                        "nvjpeg_bytes": path.decoder.allocated_bytes if path.decoder else 0,
                         "host_bytes": resident_bytes(),
                         "allocations": path.num_allocations - allocations,
                         "sm_mhz": pynvml.nvmlDeviceGetClockInfo(card, pynvml.NVML_CLOCK_SM),
@@ -479,8 +483,19 @@ def soak(device: Device, folder: Path, write: Write) -> None:
                 sampled_s = now_s
         row["seconds"] = time.perf_counter() - start_s
         row["pictures_per_s"] = done / row["seconds"]
+        row["neighbours"] = os.environ.get("SACCADE_SOAK_NEIGHBOURS", "")
         row["samples"] = samples
     write("soak", row)
+
+
+def own_bytes(card: Any) -> int | None:
+    """Device memory of this process, where NVML tells."""
+    import pynvml
+
+    for one in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+        if one.pid == os.getpid():
+            return int(one.usedGpuMemory) if one.usedGpuMemory else None
+    return None
 
 
 def resident_bytes() -> int:

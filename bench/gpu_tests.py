@@ -22,11 +22,14 @@ from typing import Any
 from saccade.profiler.machine import machine
 
 SIDE_BY_SIDE = (
-    ("tests/pipeline/test_device_gpu.py", "tests/backends/test_torch_exported.py"),
-    ("tests/backends/test_torch.py",),
+    ("tests/backends/test_torch.py", "tests/backends/test_torch_exported.py"),
     ("tests/native", "tests/backends/test_native.py"),
 )
-ALONE = (("tests/cuda",), ("tests/pipeline/test_device_lost.py",))
+ALONE = (
+    ("tests/cuda",),
+    ("tests/pipeline/test_device_gpu.py",),
+    ("tests/pipeline/test_device_lost.py",),
+)
 MIB = 1 << 20
 # Model, back end, precision, batch, options.
 PLANS: tuple[tuple[str, str, str, int, dict[str, str]], ...] = (

@@ -21,6 +21,8 @@ from saccade.cuda import driver
 from saccade.cuda.driver import call, device_index
 from saccade.cuda.runtime import Device, Graph, Stream
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError, SaccadeError
+from saccade.graph.reading import load_proto
+from saccade.graph.shapes import infer_shapes
 from saccade.types import Availability, DeviceBuffer, Fallback, Model, Plan
 
 __all__ = ["PROVIDER", "OrtDeviceEngine", "device_options", "probe_device"]
@@ -100,7 +102,7 @@ class OrtDeviceEngine:
     def _load(self, model: Model, size_hw: tuple[int, int], options: Mapping[str, str]) -> None:
         device, batch = self._device, self.plan.batch
         shapes = {s.name: static_shape(s.shape, batch, size_hw) for s in model.inputs}
-        shapes |= {s.name: _output_shape(s.name, model, batch) for s in model.outputs}
+        shapes |= _output_shapes(model, shapes, batch)
         dtypes = {s.name: s.dtype for s in (*model.inputs, *model.outputs)}
         sizes = {
             name: math.prod(shape) * np.dtype(dtypes[name]).itemsize
@@ -181,15 +183,25 @@ class OrtDeviceEngine:
         self._exit.close()
 
 
-def _output_shape(name: str, model: Model, batch: int) -> tuple[int, ...]:
-    spec = next(spec for spec in model.outputs if spec.name == name)
-    shape = known_shape(spec, model, batch)
-    if shape is None:
-        raise BuildError(
-            f"the size of output {spec.name!r} must follow from the inputs, it is "
-            f"{list(spec.shape)}; take the suppression out of the graph"
-        )
-    return shape
+def _output_shapes(
+    model: Model, feeds: Mapping[str, tuple[int, ...]], batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Of all outputs; inferred where the graph does not tell them."""
+    told = {spec.name: known_shape(spec, model, batch) for spec in model.outputs}
+    found = {name: shape for name, shape in told.items() if shape is not None}
+    if len(found) < len(told):
+        inferred = infer_shapes(load_proto(model), feeds, model_path=model.path).tensors
+        for name in told.keys() & inferred.keys() - found.keys():
+            sizes = tuple(size for size in inferred[name].sizes if isinstance(size, int))
+            if len(sizes) == len(inferred[name].sizes):
+                found[name] = sizes
+    for spec in model.outputs:
+        if spec.name not in found:
+            raise BuildError(
+                f"the size of output {spec.name!r} must follow from the inputs, it is "
+                f"{list(spec.shape)}; take the suppression out of the graph"
+            )
+    return found
 
 
 def _open_session(

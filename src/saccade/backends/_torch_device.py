@@ -13,6 +13,7 @@ graph is replayed. Both work in the same private pool of memory, which load has 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -107,11 +108,13 @@ class TorchDeviceEngine:
         if not self._is_open:
             return
         self._is_open = False
-        with torch.cuda.device(self._device):
+        # A device that was lost can neither be waited for nor asked for its memory back.
+        with torch.cuda.device(self._device), contextlib.suppress(RuntimeError):
             torch.cuda.synchronize()
             self._graph.reset()
-            self._fed, self._given = {}, {}
-            del self._program, self._graph, self._pool
+        self._fed, self._given = {}, {}
+        del self._program, self._graph, self._pool
+        with torch.cuda.device(self._device), contextlib.suppress(RuntimeError):
             _release_unused()
 
     def _launch(self) -> None:

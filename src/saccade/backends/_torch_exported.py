@@ -7,6 +7,7 @@ it: like any program, use files that you trust.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def read_exported(path: Path) -> Exported:
     except OSError as exc:
         raise ModelError(f"{path}: a model must be a readable file, it is not ({exc})") from exc
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            # It warns of its own buffers, which nobody can write to here.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            program = torch.export.load(path)
     except Exception as exc:
         # torch raises whatever its readers come upon: of archives, of JSON, of pickles.
         text = (str(exc).strip() or type(exc).__name__).splitlines()[0]

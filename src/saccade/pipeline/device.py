@@ -18,7 +18,7 @@ from saccade.cuda.driver import device_index
 from saccade.cuda.path import DevicePath, PathOptions
 from saccade.cuda.runtime import Device
 from saccade.errors import BackendUnavailable, EngineError, InputError
-from saccade.pipeline.device_feed import DeviceFeed
+from saccade.pipeline.device_feed import Fetcher
 from saccade.pipeline.device_memory import MemoryBook, check_limit, path_options, predict
 from saccade.pipeline.device_run import DeviceRun, fits, named, room_for
 from saccade.profiler.machine import num_cores
@@ -77,6 +77,7 @@ class DeviceSession:
         device: The GPU.
         engine: The loaded network.
         memory: What was predicted and what was measured, by part.
+        fetcher: Gets single pictures ready.
         is_lost: Whether the device failed; the session must be closed then.
 
     Raises:
@@ -97,6 +98,7 @@ class DeviceSession:
         self.is_lost = False
         self.plan = plan
         self.contract = contract
+        self.fetcher = Fetcher(contract.input.color, max_pixels=DEFAULT_MAX_PIXELS)
         self._limit_bytes = limit_bytes
         self._exit = contextlib.ExitStack()
         self._path: DevicePath | None = None
@@ -235,9 +237,7 @@ def detect_one(session: DeviceSession, item: SourceItem, thresholds: Thresholds)
         EngineError: The device failed.
     """
     room = path_options(session.plan.batch, num_slots=1, max_pixels=DEFAULT_MAX_PIXELS)
-    color = session.contract.input.color
-    with DeviceFeed(iter([item]), color, max_pixels=room.max_pixels, workers=1) as feed:
-        fed = next(feed)
+    fed = session.fetcher.fed(item)
     if not fits(room, fed):
         room = room_for(room, fed.num_bytes)
     try:

@@ -27,7 +27,7 @@ from saccade.pipeline.sources import SourceItem
 from saccade.types import Color
 from saccade.vision.decode import Decoder
 
-__all__ = ["DeviceFeed", "Fed"]
+__all__ = ["DeviceFeed", "Fed", "Fetcher"]
 
 # One task of a thread: enough to hide what handing it over costs.
 _CHUNK = 8
@@ -48,88 +48,29 @@ class Fed(NamedTuple):
     num_bytes: int
 
 
-class DeviceFeed(Iterator[Fed]):
-    """Reads ahead of the GPU. Use it as a context manager.
+class Fetcher:
+    """Gets pictures ready for a GPU, from any number of threads.
 
     Args:
-        source: Pictures in order.
         color: The contract's channel order.
         max_pixels: Larger pictures are refused.
-        workers: Threads.
         decodes_on_gpu: False decodes everything here.
 
     Attributes:
         on_cpu: What was decoded on the CPU: kind to number of pictures.
     """
 
-    def __init__(
-        self,
-        source: Iterable[SourceItem],
-        color: Color,
-        *,
-        max_pixels: int,
-        workers: int,
-        decodes_on_gpu: bool = True,
-    ) -> None:
+    def __init__(self, color: Color, *, max_pixels: int, decodes_on_gpu: bool = True) -> None:
         self.on_cpu: Counter[str] = Counter()
-        self._source = iter(source)
         self._decodes_on_gpu = decodes_on_gpu and color != "gray"
         # The kernel orders channels itself; gray is decoded as gray, as on the CPU.
         self._color: Color = "gray" if color == "gray" else "rgb"
         self._max_pixels = max_pixels
         self._own = threading.local()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="saccade-read")
-        # Tasks under way or ready, oldest first; at the end None, or why the source failed.
-        self._tasks: queue.Queue[Future[list[Fed]] | BaseException | None]
-        self._tasks = queue.Queue(2 * workers + 2)
-        self._ready: deque[Fed] = deque()
-        self._end: BaseException | None = None
-        self._is_over = self._is_closed = False
-        # Not joined: it may be inside a source that gives nothing for a long time.
-        self._puller = threading.Thread(target=self._pull, name="saccade-pull", daemon=True)
-        self._puller.start()
 
-    def __next__(self) -> Fed:
-        while not self._ready:
-            task = None if self._is_over else self._tasks.get()
-            if isinstance(task, Future):
-                self._ready.extend(task.result())
-                continue
-            self._is_over, self._end = True, task or self._end
-            if self._end is not None:
-                raise self._end
-            raise StopIteration
-        return self._ready.popleft()
-
-    def _pull(self) -> None:
-        """Hand the source's pictures to the readers, a few at a time."""
-        end: BaseException | None = None
-        num = 1
-        while num and end is None and not self._is_closed:
-            some: list[SourceItem] = []
-            try:
-                some.extend(islice(self._source, _CHUNK))
-            except BaseException as exc:  # raised after the pictures before it
-                end = exc
-            num = len(some)
-            with contextlib.suppress(RuntimeError):  # closed in between
-                if some:
-                    self._put(self._pool.submit(self._load, some))
-        self._put(end)
-
-    def _put(self, task: Future[list[Fed]] | BaseException | None) -> None:
-        while not self._is_closed:
-            try:
-                self._tasks.put(task, timeout=_LOOK_EVERY_S)
-            except queue.Full:
-                continue
-            return
-
-    def _load(self, chunk: list[SourceItem]) -> list[Fed]:
-        return [self._fed(item) for item in chunk]
-
-    def _fed(self, item: SourceItem) -> Fed:
+    def fed(self, item: SourceItem) -> Fed:
+        """The picture of an item, or what is wrong with it."""
         named = dataclasses.replace(item, value=None)
         try:
             picture = self._picture(item)
@@ -182,6 +123,83 @@ class DeviceFeed(Iterator[Fed]):
         kind = _kind(head)
         with self._lock:
             self.on_cpu[kind] += 1
+
+
+class DeviceFeed(Iterator[Fed]):
+    """Reads ahead of the GPU. Use it as a context manager.
+
+    Args:
+        source: Pictures in order.
+        color: The contract's channel order.
+        max_pixels: Larger pictures are refused.
+        workers: Threads.
+        decodes_on_gpu: False decodes everything here.
+
+    Attributes:
+        on_cpu: What was decoded on the CPU: kind to number of pictures.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[SourceItem],
+        color: Color,
+        *,
+        max_pixels: int,
+        workers: int,
+        decodes_on_gpu: bool = True,
+    ) -> None:
+        self._fetcher = Fetcher(color, max_pixels=max_pixels, decodes_on_gpu=decodes_on_gpu)
+        self.on_cpu = self._fetcher.on_cpu
+        self._source = iter(source)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="saccade-read")
+        # Tasks under way or ready, oldest first; at the end None, or why the source failed.
+        self._tasks: queue.Queue[Future[list[Fed]] | BaseException | None]
+        self._tasks = queue.Queue(2 * workers + 2)
+        self._ready: deque[Fed] = deque()
+        self._end: BaseException | None = None
+        self._is_over = self._is_closed = False
+        # Not joined: it may be inside a source that gives nothing for a long time.
+        self._puller = threading.Thread(target=self._pull, name="saccade-pull", daemon=True)
+        self._puller.start()
+
+    def __next__(self) -> Fed:
+        while not self._ready:
+            task = None if self._is_over else self._tasks.get()
+            if isinstance(task, Future):
+                self._ready.extend(task.result())
+                continue
+            self._is_over, self._end = True, task or self._end
+            if self._end is not None:
+                raise self._end
+            raise StopIteration
+        return self._ready.popleft()
+
+    def _pull(self) -> None:
+        """Hand the source's pictures to the readers, a few at a time."""
+        end: BaseException | None = None
+        num = 1
+        while num and end is None and not self._is_closed:
+            some: list[SourceItem] = []
+            try:
+                some.extend(islice(self._source, _CHUNK))
+            except BaseException as exc:  # raised after the pictures before it
+                end = exc
+            num = len(some)
+            with contextlib.suppress(RuntimeError):  # closed in between
+                if some:
+                    self._put(self._pool.submit(self._load, some))
+        self._put(end)
+
+    def _put(self, task: Future[list[Fed]] | BaseException | None) -> None:
+        while not self._is_closed:
+            try:
+                self._tasks.put(task, timeout=_LOOK_EVERY_S)
+            except queue.Full:
+                continue
+            return
+
+    def _load(self, chunk: list[SourceItem]) -> list[Fed]:
+        return [self._fetcher.fed(item) for item in chunk]
 
     def close(self) -> None:
         """Stop the threads; pictures that were not fetched are dropped."""
