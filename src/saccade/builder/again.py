@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from saccade.backends.tensorrt import BACKEND as TENSORRT
 from saccade.builder.build import BuildOptions
 from saccade.builder.candidates import plan_in
 from saccade.builder.engines import with_engines
@@ -79,7 +80,7 @@ def from_bundle(
             f"{folder} must say how it was built, it does not ({exc}); build without --from"
         ) from exc
     only = _candidate(bundle, backend)
-    if only.plan.options and "targets" not in changes:
+    if dict(only.plan.options).get("engines") and "targets" not in changes:
         changes = {**changes, "targets": (), "shapes": ""}  # the engines at hand are judged
     backends = tuple(dict.fromkeys(("onnxruntime", only.plan.backend)))
     options = dataclasses.replace(options, **changes, only=only, backends=backends)
@@ -89,7 +90,9 @@ def from_bundle(
 def _candidate(bundle: Bundle, backend: str) -> Candidate:
     manifest = bundle.manifest
     plan = plan_in(backend, manifest.plan) if backend else manifest.plan
-    if any(engine["backend"] == plan.backend for engine in manifest.engines.values()):
+    # TensorRT's engines are what is judged; those of back end native are made for each card.
+    ready = {engine["backend"] for engine in manifest.engines.values()}
+    if plan.backend == TENSORRT.name and plan.backend in ready:
         plan = with_engines(plan, bundle)
     recipe = msgspec.convert(manifest.recipe, Recipe)
     return Candidate(recipe, plan, manifest.workers, manifest.scaled_decode)

@@ -30,6 +30,7 @@ from saccade.builder.files import Files
 from saccade.builder.fleet import Fleet
 from saccade.builder.gate import parse_max_drop
 from saccade.builder.islands import blocks_of
+from saccade.builder.native_engines import kept_engines
 from saccade.builder.pictures import Pictures, calibration_pictures, gate_pictures, refuse_shared
 from saccade.builder.process import COMMAND, Limits
 from saccade.builder.recipes import calibration_tensors, candidate_recipes, why_not
@@ -171,7 +172,7 @@ def build(
     check_asked(contract, options.targets, options.shapes)
     for_calibration = calibration_pictures(options.calibration_data, options.calibration_images)
     refuse_shared(pictures.paths, for_calibration)
-    usable, absent = available_backends(options.backends)
+    usable, absent = available_backends(options.backends, model)
     _check_only(options.only, usable, absent)
     recipes, left_out = _recipes(model, contract, for_calibration, options.only)
     identity = _identity(model, contract, options, (*pictures.paths, *for_calibration))
@@ -354,9 +355,11 @@ def _engines(
     """The engines that the gate ran, and those that were asked for, of the network chosen."""
     chosen = outcome.rows[outcome.chosen].candidate
     ran = carried(chosen.plan, BACKEND.card()) if chosen.plan.backend == BACKEND.name else {}
-    if not options.targets:
-        return Engines(ran)
     network = read_model(files.make(chosen.recipe))
+    kept = kept_engines(outcome.rows[outcome.chosen], network, files.contract.input.size_hw)
+    ran = {**ran, **kept.files}
+    if not options.targets:
+        return Engines(ran, kept.refused)
     batch = chosen.plan.batch
     with budget.book("building engines"):
         shapes = options.shapes or shapes_for(
@@ -365,7 +368,7 @@ def _engines(
         made = try_engines(network, options.targets, batch=batch, shapes=shapes)
     for target in options.targets:
         say(f"engine for {target}: {made.refused.get(target, 'built, not run by the gate')}")
-    return Engines({**made.files, **ran}, made.refused)
+    return Engines({**made.files, **ran}, {**made.refused, **kept.refused})
 
 
 def _record(

@@ -30,6 +30,7 @@ __all__ = [
 _NOT_DEPLOYABLE = ("null",)
 # Where a back end's plans run, if not on the processor.
 _DEVICES = {"native": "cuda:0", "tensorrt": "cuda:0"}
+_PLAN_INPUT = (("input", "plan"),)
 _GPU = "cuda:0"
 # Batches in flight on a GPU, and pictures in each: more of both than a processor wants.
 _GPU_STREAMS = (4, 8)
@@ -46,6 +47,7 @@ _GPU_WAYS: dict[str, tuple[tuple[Precision, tuple[tuple[str, str], ...]], ...]] 
         ("bf16", _INDUCTOR),
     ),
     "onnxruntime": (("fp32", ()),),
+    "native": (("fp16", _PLAN_INPUT), ("bf16", _PLAN_INPUT), ("fp32", ())),
 }
 
 
@@ -75,12 +77,14 @@ def key_of(candidate: Candidate) -> str:
 
 
 def available_backends(
-    wanted: Sequence[str] = (),
+    wanted: Sequence[str] = (), model: Model | None = None
 ) -> tuple[dict[str, tuple[Precision, ...]], tuple[str, ...]]:
     """Back ends that work here with their precisions, and a sentence for each that does not.
 
     Args:
         wanted: Names; all if empty.
+        model: What they are to run: a back end of our own that lacks one of its operators is left
+            out, and names it, before anything is built.
 
     Raises:
         InputError: There is no back end of that name, or none of those named works.
@@ -92,10 +96,15 @@ def available_backends(
         probed = backend.probe()
         if name in _NOT_DEPLOYABLE and not wanted:
             continue
-        if probed.ok:
+        reasons = [] if probed.ok else [probed.reason]
+        covers = getattr(backend, "covers", None)
+        if model is not None and covers is not None:
+            covered = covers(model)
+            reasons += [] if covered.ok else [covered.reason]
+        if not reasons:
             usable[name] = getattr(backend, "cpu_precisions", backend.precisions)
         else:
-            notes.append(f"back end {name} was not tried: {probed.reason}")
+            notes.append(f"back end {name} was not tried: {'; '.join(reasons)}")
     if not usable:
         raise InputError(f"at least one back end must work here; {'; '.join(notes)}")
     return usable, tuple(notes)
@@ -114,7 +123,7 @@ def gpu_backends(usable: Iterable[str]) -> tuple[str, ...]:
     able: list[str] = []
     for name in usable:
         runtime: Any = backends.get(name)
-        if name in _GPU_WAYS and runtime.probe_device().ok:
+        if name in _GPU_WAYS and name not in _DEVICES and runtime.probe_device().ok:
             able.append(name)
     return tuple(able)
 
@@ -183,7 +192,7 @@ def _on_gpu(
     """Families on the GPU, where everything around the network is on the GPU as well."""
     ways = {name: _GPU_WAYS[name] for name in space.on_gpu}
     ways |= {
-        name: tuple((precision, ()) for precision in precisions)
+        name: _GPU_WAYS.get(name, tuple((precision, ()) for precision in precisions))
         for name, precisions in usable.items()
         if name in _DEVICES
     }
@@ -199,9 +208,17 @@ def _on_gpu(
         for name, several in ways.items()
         for precision, options in several
         for recipe in recipes
-        # What is not in the graph's types is for back ends that read Q/DQ pairs.
-        if recipe.precision == "fp32" or (name != "torch" and name != "native")
+        if _can_run(name, precision, recipe)
     ]
+
+
+def _can_run(name: str, precision: Precision, recipe: Recipe) -> bool:
+    """Whether a back end on a GPU makes something of a file's types and pairs of its own."""
+    if recipe.precision == "fp32":
+        return True
+    if name == "native":  # computes in 8 bits where pairs say so, else in its plan's precision
+        return recipe.precision == "int8" and precision == "fp16"
+    return name != "torch"
 
 
 def kind_of(candidate: Candidate) -> tuple[object, ...]:

@@ -187,4 +187,5 @@ def carried(plan: Plan, card: str) -> dict[str, EngineFile]:
             messages=bundle.manifest.created.get("engines", {}).get(target, ()),
         )
         for target, told in bundle.manifest.engines.items()
+        if told["backend"] == BACKEND.name
     }

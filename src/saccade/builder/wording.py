@@ -151,5 +151,12 @@ def engine_notes(engines: Engines) -> Iterator[str]:
             "seen their answers. Loading the bundle never takes them; have them judged on a "
             "machine with such a card: saccade build --from BUNDLE --backends tensorrt"
         )
+    ready = sorted(name for name, one in engines.files.items() if one.backend == "native")
+    if ready:
+        yield (
+            f"native engines {', '.join(ready)} are in the bundle as the gate ran them; on another "
+            "card or with other kernels loading refuses them and says what differs"
+        )
     for target, why in engines.refused.items():
-        yield f"there is no TensorRT engine for {target}: {why}"
+        kind = "native" if target.startswith("batch ") else "TensorRT"
+        yield f"there is no {kind} engine for {target}: {why}"

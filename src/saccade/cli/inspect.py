@@ -22,11 +22,12 @@ def inspect(
     """Inputs, outputs, head and contract with reasons, cost, and which back ends can run a model.
 
     Exit code 1 if the contract is not clear or no back end can run the model. Of a bundle: what it
-    is, the figures that let it through the gate, and whether it fits this machine (1 if not).
+    is, the figures that let it through the gate, whether it fits this machine (1 if not), and
+    every kernel of the engines of back end 'native' in it.
 
     Args:
         model: An ONNX file, a bundle, or an engine of back end 'native' (.native): each kernel,
-            what it fuses, its time, its floor.
+            what it fuses, its time, its floor, its share.
         batch: Batch sizes for which peak activation memory is told.
         toml: Print only the contract, as a TOML file to edit and use with --contract.
         json: Print JSON.
@@ -72,14 +73,29 @@ def _inspect_bundle(folder: Path, how: ModelOptions, *, toml: bool, json: bool) 
     elif json:
         told = [asdict(mismatch) for mismatch in mismatches]
         manifest = msgspec.to_builtins(bundle.manifest)
-        print_json({"bundle": str(folder), "fits": is_fit, "mismatches": told} | manifest)
+        about = {"bundle": str(folder), "fits": is_fit, "mismatches": told}
+        print_json(about | manifest | {"native": _native_engines(bundle)})
     else:
         _print_bundle(bundle, mismatches)
+        for target, found in _native_engines(bundle).items():
+            print(f"\nengine {target}, kernel by kernel as measured when it was built")
+            _print_kernels(found)
     return 0 if is_fit else 1
 
 
+def _native_engines(bundle: Any) -> dict[str, Any]:
+    """Of each engine of back end native: about it, and its kernels. Needs no GPU."""
+    from saccade.native.listing import listed
+
+    return {
+        target: listed(path.read_bytes())
+        for target, path in bundle.engine_paths.items()
+        if bundle.manifest.engines[target].get("backend") == "native"
+    }
+
+
 def _inspect_native(path: Path, *, json: bool) -> int:
-    from saccade.cli._show import print_json, print_table
+    from saccade.cli._show import print_json
     from saccade.errors import InputError
     from saccade.native.listing import listed
 
@@ -91,7 +107,14 @@ def _inspect_native(path: Path, *, json: bool) -> int:
         ) from exc
     if json:
         print_json(found)
-        return 0
+    else:
+        _print_kernels(found)
+    return 0
+
+
+def _print_kernels(found: Any) -> None:
+    from saccade.cli._show import print_table
+
     for name, value in found["about"].items():
         print(f"{name}: {value}")
     columns = ("kernel", "way", "result", "us", "floor", "x floor", "share", "fuses")
@@ -103,7 +126,6 @@ def _inspect_native(path: Path, *, json: bool) -> int:
         for row in found["kernels"]
     ]  # fmt: skip
     print_table("", columns, rows)
-    return 0
 
 
 def _print_bundle(bundle: Any, mismatches: Any) -> None:
