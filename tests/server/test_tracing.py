@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import queue
 import threading
 
 import cv2
@@ -84,6 +85,48 @@ def test_a_request_is_a_span_with_its_stages_inside(collector, tmp_path):
     assert spent_ms == pytest.approx(float(timing["infer"]), abs=0.001)
     (failed,) = [s for s in spans if s.trace_id.hex() != TRACE and "detect" in s.name]
     assert {a.key: a.value for a in failed.attributes}["http.response.status_code"].int_value == 400
+
+
+def test_a_message_over_grpc_is_a_span_too(collector, tmp_path):
+    import tritonclient.grpc as client_module
+    from tritonclient.utils import InferenceServerException
+
+    net = mean_color_detector(tmp_path / "colours.onnx")
+    picture = cv2.imencode(".png", np.full((40, 60, 3), 200, np.uint8))[1].tobytes()
+    answers = queue.SimpleQueue()
+    with (
+        live.server(net, "--threads", "1", "--spans") as server,
+        client_module.InferenceServerClient(server.grpc) as client,
+    ):
+        tensor = client_module.InferInput("picture", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([picture], object))
+        asked = {"traceparent": f"00-{TRACE}-{CALLER}-01", "x-request-id": "mine"}
+        client.infer("colours.detect", [tensor], headers=asked)
+        with pytest.raises(InferenceServerException):
+            client.infer("absent", [tensor])
+        client.start_stream(lambda result, error: answers.put(error))
+        for _ in range(2):
+            client.async_stream_infer("colours.detect", [tensor])
+        assert [answers.get(timeout=30) for _ in range(2)] == [None, None]
+        client.stop_stream()
+    spans = [span for _, span in collector]
+    (root,) = [span for span in spans if span.parent_span_id.hex() == CALLER]
+    assert root.name == "inference.GRPCInferenceService/ModelInfer"
+    told = {a.key: a.value for a in root.attributes}
+    assert told["rpc.grpc.status_code"].int_value == 0
+    assert told["saccade.request_id"].string_value == "mine"
+    inside = [span.name for span in spans if span.parent_span_id == root.span_id]
+    assert inside == ["queue", "decode", "prepare", "infer", "suppress"]
+    streamed = [span for span in spans if span.name.endswith("/ModelStreamInfer")]
+    assert len(streamed) == 2
+    for one in streamed:
+        assert "infer" in [span.name for span in spans if span.parent_span_id == one.span_id]
+    codes = [
+        {a.key: a.value for a in span.attributes}["rpc.grpc.status_code"].int_value
+        for span in spans
+        if span.name.endswith("/ModelInfer")
+    ]
+    assert sorted(codes) == [0, 5]
 
 
 def test_without_the_option_nothing_is_sent(collector, tmp_path):

@@ -5,6 +5,7 @@ Source: "gRPC over HTTP2", the protocol's own description; KServe's and Triton's
 
 from __future__ import annotations
 
+import time
 import zlib
 from array import array
 from collections.abc import Callable
@@ -77,17 +78,30 @@ class _Call:
         is_stream: Whether it has many messages each way.
         timeout_s: What the client allows, 0 for no limit.
         inflate: Undoes the compression of messages, or None.
+        arrived_s: When its last message was complete, by `time.perf_counter`.
+        done: What an engine process told of its only message, for spans.
         num_open: Messages of a stream that are not answered.
         cancels: What cancels them.
     """
 
-    __slots__ = ("cancels", "inflate", "is_stream", "method", "num_open", "timeout_s")
+    __slots__ = (
+        "arrived_s",
+        "cancels",
+        "done",
+        "inflate",
+        "is_stream",
+        "method",
+        "num_open",
+        "timeout_s",
+    )
 
     def __init__(self, method: str, is_stream: bool, timeout_s: float) -> None:
         self.method = method
         self.is_stream = is_stream
         self.timeout_s = timeout_s
         self.inflate: int | None = None
+        self.arrived_s = time.perf_counter()
+        self.done: Done | None = None
         self.num_open = 0
         self.cancels: list[Callable[[], None]] = []
 
@@ -248,6 +262,7 @@ class Grpc:
 
     def _begin_message(self, connection: Http2Connection, stream: Stream, content: bytes) -> None:
         call: _Call = stream.call
+        call.arrived_s = time.perf_counter()
         if call.method in ("ModelInfer", "ModelStreamInfer"):
             self._front.stats.bytes_in += len(content)
             self._infer(connection, stream, content)
@@ -276,7 +291,7 @@ class Grpc:
     def _infer(self, connection: Http2Connection, stream: Stream, content: bytes) -> None:
         front, call = self._front, stream.call
         request = _InferRequest()
-        asked_id = ""
+        asked_id, arrived_s = "", call.arrived_s
         try:
             _parse(request, content)
             asked_id = request.id
@@ -289,10 +304,11 @@ class Grpc:
             def on_end(reply: Any, payload: bytes) -> None:
                 call.num_open -= 1
                 if isinstance(reply, Problem):
-                    self._refuse_infer(connection, stream, reply, asked_id)
+                    self._refuse_infer(connection, stream, reply, asked_id, arrived_s)
                     return
                 made = write_response(face.name, face.version, asked, reply, payload)
-                self._answer_infer(connection, stream, made)
+                call.done = reply
+                self._answer_infer(connection, stream, made, arrived_s)
 
             call.num_open += 1
             try:
@@ -301,7 +317,7 @@ class Grpc:
                 call.num_open -= 1
                 raise
         except Exception as exc:
-            self._refuse_infer(connection, stream, exc, asked_id)
+            self._refuse_infer(connection, stream, exc, asked_id, arrived_s)
             return
         if not stream.is_over:
             self._watch(stream, cancel)
@@ -319,12 +335,16 @@ class Grpc:
 
     # Answers.
 
-    def _answer_infer(self, connection: Http2Connection, stream: Stream, content: bytes) -> None:
+    def _answer_infer(
+        self, connection: Http2Connection, stream: Stream, content: bytes, arrived_s: float
+    ) -> None:
         if not stream.call.is_stream:
             self._answer(connection, stream, content)
             return
         wrapped = b"\x12" + _varint(len(content)) + content
         self._front.stats.bytes_out += len(wrapped)
+        if self._front.tracer is not None:
+            self._front.tracer.grpc(stream.headers, 0, arrived_s, stream.call.done)
         connection.send(stream, b"\0" + len(wrapped).to_bytes(4, "big") + wrapped)
         self._end_stream_if_done(connection, stream)
 
@@ -333,7 +353,12 @@ class Grpc:
             connection.end_answer(stream, _OK)
 
     def _refuse_infer(
-        self, connection: Http2Connection, stream: Stream, exc: Exception, asked_id: str
+        self,
+        connection: Http2Connection,
+        stream: Stream,
+        exc: Exception,
+        asked_id: str,
+        arrived_s: float,
     ) -> None:
         """In a stream one message's error does not end the others."""
         if not stream.call.is_stream:
@@ -344,7 +369,7 @@ class Grpc:
         if asked_id:
             made.infer_response.id = asked_id
         content = made.SerializeToString()
-        self._count(stream, problem.grpc_code, 0)
+        self._count(stream, problem.grpc_code, 0, arrived_s)
         connection.send(stream, b"\0" + len(content).to_bytes(4, "big") + content)
         self._end_stream_if_done(connection, stream)
 
@@ -354,11 +379,20 @@ class Grpc:
         self._count(stream, 0, len(content))
         connection.answer(stream, _START, b"\0" + len(content).to_bytes(4, "big") + content, _OK)
 
-    def _count(self, stream: Stream, code: int, num_bytes: int) -> None:
-        """Count an answer, and log it if wanted."""
+    def _count(
+        self, stream: Stream, code: int, num_bytes: int, arrived_s: float | None = None
+    ) -> None:
+        """Count an answer, log it and make a span of it if wanted; `arrived_s` where it is one of
+        many in a stream."""
         front = self._front
         key = ("grpc", code)
         front.stats.responses[key] = front.stats.responses.get(key, 0) + 1
+        if front.tracer is not None:
+            call: _Call | None = stream.call
+            if arrived_s is not None or call is None:
+                front.tracer.grpc(stream.headers, code, arrived_s or time.perf_counter(), None)
+            else:
+                front.tracer.grpc(stream.headers, code, call.arrived_s, call.done)
         if front.log.with_requests:
             headers = stream.headers
             front.log.event(

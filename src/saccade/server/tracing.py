@@ -5,7 +5,7 @@ that the engine process told, so that a request that is not sampled costs one de
 go, how many are kept and what the service is called is said by OpenTelemetry's own environment
 variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME).
 
-Source: OpenTelemetry, "Semantic conventions for HTTP spans"; W3C, "Trace Context".
+Source: OpenTelemetry, "Semantic conventions for HTTP spans" and "for gRPC"; W3C, "Trace Context".
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import time
 from typing import Any
 
 from saccade.errors import BackendUnavailable
+from saccade.server.messages import METHODS, SERVICE
 from saccade.server.wire import Done
 
 __all__ = ["Tracer", "make_tracer"]
 
+# Codes that semantic conventions count as errors of a server.
+_FAULTS = (2, 4, 12, 13, 14, 15)
 _STAGES = ("decode", "prepare", "infer", "suppress")
 _INSTALL = "pip install 'saccade[otel]'"
 
@@ -79,6 +82,28 @@ class Tracer:
             attributes,
             is_fault=status >= 500,
         )
+
+    def grpc(self, headers: dict[str, str], code: int, arrived_s: float, done: Done | None) -> None:
+        """One answered message of a call.
+
+        Args:
+            headers: Of the call, with ":path".
+            code: The gRPC status.
+            arrived_s: When the message was complete, by `time.perf_counter`.
+            done: What the engine process told, if it ran.
+        """
+        # Whatever a client made up is no name of a span.
+        service, _, method = headers.get(":path", "")[1:].partition("/")
+        is_known = service == SERVICE and method in METHODS
+        attributes = {
+            "rpc.system": "grpc",
+            "rpc.service": service if is_known else "",
+            "rpc.method": method if is_known else "",
+            "rpc.grpc.status_code": code,
+            "saccade.request_id": headers.get("x-request-id", "")[:128],
+        }
+        name = f"{service}/{method}" if is_known else "unknown"
+        self.record(name, headers, arrived_s, done, attributes, is_fault=code in _FAULTS)
 
     def record(
         self,
