@@ -28,6 +28,11 @@ from saccade.types import Detections
 
 __all__ = ["Batches", "FinishedBatch", "OpenBatch"]
 
+_WEIGHT = 0.1
+# What decoding a batch takes beside its pictures, and until who waits for it is awake.
+_DECODE_S = 0.0008
+# Waiting for the card keeps a core busy, so it begins this long before the end is expected.
+_SPIN_S = 0.0003
 # A picture's boxes, or what is wrong with it.
 Found = Detections | SaccadeError
 
@@ -109,13 +114,14 @@ class FinishedBatch:
 
 
 class _Running:
-    """A batch on its way."""
+    """A batch on its way, and when it is expected to be done."""
 
-    __slots__ = ("batch", "decode_s", "errors")
+    __slots__ = ("batch", "decode_s", "ends_s", "errors")
 
     def __init__(self, batch: OpenBatch) -> None:
         self.batch = batch
         self.decode_s = 0.0
+        self.ends_s = 0.0
         self.errors: dict[int, SaccadeError] = {}
 
 
@@ -144,6 +150,10 @@ class Batches:
         self._count = threading.Lock()
         self.num_running = 0
         self.num_waiting = 0
+        # Estimates: when what was launched is done, how long a graph runs and a picture decodes.
+        self._ends_s = 0.0
+        self._graph_s = 0.0
+        self._picture_s = 0.0
         for slot in path.slots:
             self._free.put(slot)
         self._threads: list[threading.Thread] = []
@@ -176,6 +186,25 @@ class Batches:
         self._step(waiting=1)
         self._submitted.put(batch)
 
+    def closes_in(self, num: int) -> float | None:
+        """How long a batch may still be filled without keeping the card waiting.
+
+        The card takes as long for one picture as for a full batch, so what is left open longest
+        does most; but it must be decoded when the batch before it is done.
+
+        Args:
+            num: Pictures that it would have.
+
+        Returns:
+            Seconds, 0 to submit it now; None as long as another is on its way to the card.
+        """
+        if self.num_waiting or self.num_running > 1:
+            return None
+        if not self.num_running:
+            return 0.0
+        decode_s = _DECODE_S + num * self._picture_s
+        return max(0.0, self._ends_s - time.perf_counter() - decode_s)
+
     def enqueue(self, work: Callable[[Stream], None]) -> None:
         """Enqueue other work with the engine behind the batches launched so far.
 
@@ -200,7 +229,11 @@ class Batches:
                 self._launch(batch, running.errors)
             except Exception as exc:  # every picture of the batch hears of it
                 running.errors = dict.fromkeys(batch.places, _as_ours(exc))
-            running.decode_s = time.perf_counter() - began_s
+            now_s = time.perf_counter()
+            running.decode_s = now_s - began_s
+            each_s = max(0.0, running.decode_s - _DECODE_S) / len(batch.places)
+            self._picture_s = _mean(self._picture_s, each_s)
+            running.ends_s = self._ends_s = max(now_s, self._ends_s) + self._graph_s
             self._step(waiting=-1, running=1)
             self._launched.put(running)
             self._on_free()
@@ -216,7 +249,11 @@ class Batches:
         self._device.make_current()
         while (running := self._launched.get()) is not None:
             finished = self._read(running)
+            if finished.graph_s:
+                self._graph_s = _mean(self._graph_s, finished.graph_s)
             self._step(running=-1)
+            if not self.num_running:
+                self._ends_s = time.perf_counter()
             self._free.put(running.batch.load.slot)
             self._on_free()
             self._on_done(finished)
@@ -227,6 +264,7 @@ class Batches:
         found: list[Found] = []
         if len(errors) < len(batch.places):
             try:
+                _sleep_until(running.ends_s - _SPIN_S)
                 slot.done.wait()
                 graph_s = slot.done.ms_since(slot.begun) / 1e3
             except EngineError as exc:
@@ -251,6 +289,17 @@ class Batches:
             if thread is not threading.current_thread():
                 thread.join()
         self._exit.close()
+
+
+def _mean(before: float, now: float) -> float:
+    """An estimate that follows; the first value is taken as it is."""
+    return before + _WEIGHT * (now - before) if before else now
+
+
+def _sleep_until(when_s: float) -> None:
+    pause_s = when_s - time.perf_counter()
+    if pause_s > 0:
+        time.sleep(pause_s)
 
 
 def _as_ours(exc: Exception) -> SaccadeError:

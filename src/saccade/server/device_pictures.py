@@ -5,9 +5,10 @@
     launcher,   see `saccade.cuda.batches`; the reader also writes the answers
     reader
 
-A batch is closed when it is full, or as soon as closing it keeps nothing waiting: while one batch
-runs on the card and none is on its way there. So batches are small where little is asked for and
-grow with what is asked for; there is no window to tune.
+A batch is closed when it is full, at once if the card has nothing to do, and else as late as it can
+be without keeping the card waiting: when decoding it takes as long as the batch before it still
+runs. So batches are small where little is asked for and grow with what is asked for; there is no
+window to tune.
 
 Thresholds: the kernels keep what the contract keeps. Boxes are suppressed best first, so which of
 them are kept above a higher score does not depend on those below it: a higher score and fewer boxes
@@ -127,6 +128,7 @@ class DevicePictures:
         self._answer = answer
         self._send = send
         self._is_closed = False
+        self._is_timed = False  # whether the gatherer wakes up by itself
         self._waiting: deque[_Waiting] = deque()
         self._news = threading.Condition()
         self._batches.start(self._finish, self._wake)
@@ -180,29 +182,21 @@ class DevicePictures:
         )
 
     def notify(self) -> None:
-        """Say that `take` took something; once for several."""
-        if self._may_close():
+        """Say that something was taken; once for several."""
+        is_timed = self._is_timed and self._batches.num_running
+        if not is_timed or len(self._waiting) >= self._max_batch:
             self._wake()
 
     def _wake(self) -> None:
         with self._news:
             self._news.notify()
 
-    def _may_close(self) -> bool:
-        """Whether a batch would be closed with what there is."""
-        if not self._waiting:
-            return False
-        batches = self._batches
-        is_idle = not batches.num_waiting and batches.num_running <= 1
-        return is_idle or len(self._waiting) >= self._max_batch
-
     # Gathering.
 
     def _gather(self) -> None:
         while (batch := self._batches.open()) is not None:
             with self._news:
-                while not self._may_close() and not self._is_closed:
-                    self._news.wait()
+                self._wait_to_close()
             if self._is_closed:
                 return
             refused: list[Any] = []
@@ -210,6 +204,15 @@ class DevicePictures:
             self._batches.submit(batch)
             if refused:
                 self._send(refused)
+
+    def _wait_to_close(self) -> None:
+        while not self._is_closed and (num := len(self._waiting)) < self._max_batch:
+            left_s = self._batches.closes_in(num) if num else None
+            if left_s is not None and left_s <= 0:
+                return
+            self._is_timed = left_s is not None
+            self._news.wait(left_s)
+            self._is_timed = False
 
     def _fill(self, batch: OpenBatch, refused: list[Any]) -> None:
         waiting = self._waiting

@@ -14,6 +14,7 @@ Run by a front as `python -m saccade.server.worker SOCKET_FD ARENA_FD DOOR_FD TH
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -329,6 +330,11 @@ class EngineProcess:
         self._models[task.model] = served
         if served.on_device is not None:
             self._pictures[task.model] = self._open_pictures(served, batching)
+        # What a runtime leaves behind is most of all objects and stays: looking through it takes
+        # the collector a tenth of a second, in which nothing is answered.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         self._send([Loaded(task.id, msgspec.json.encode(served.details()))])
 
     def _open_pictures(self, served: ServedModel, batching: Batching) -> DevicePictures:
