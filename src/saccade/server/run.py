@@ -23,7 +23,7 @@ __all__ = ["new_loop", "protocols", "serve"]
 
 # Of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LONG_BYTES = 64 << 10
+_LONG_BYTES = 256 << 10
 
 
 def serve(
@@ -77,7 +77,7 @@ def _return_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LONG_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LONG_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * _LONG_BYTES)
 
 
 async def _serve(
