@@ -57,6 +57,7 @@ def folder(tmp_path):
     colours.draw(tmp_path / "pictures")
     before = list(saccade.backends.__path__)
     mean_color_detector(tmp_path / "net.onnx")
+    registry.names.cache_clear()
     yield tmp_path
     saccade.backends.__path__[:] = before
     registry.names.cache_clear()
