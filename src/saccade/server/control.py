@@ -10,7 +10,7 @@ from saccade.server.models import ModelEntry
 from saccade.server.options import ModelSource
 from saccade.server.problems import Problem
 from saccade.server.protocol import config_of, metadata_of, server_metadata, statistics_of
-from saccade.server.wire import Forget
+from saccade.server.wire import Forget, Open
 
 if TYPE_CHECKING:
     from saccade.server.app import Front
@@ -69,6 +69,7 @@ class Control:
             "unload": self._unload,
             "register": self._register,
             "unregister": self._unregister,
+            "register_on_device": self._register_on_device,
             "log_settings": self._log_settings,
         }
 
@@ -187,9 +188,36 @@ class Control:
         self._front.regions.register(name, key, offset, num_bytes)
         await self._front.fronts.publish()
 
-    async def _unregister(self, name: str) -> None:
-        """Forget a region, or all, in every process."""
-        keys = self._front.regions.unregister(name)
+    async def _register_on_device(
+        self, name: str, handle: str, device: int, num_bytes: int
+    ) -> None:
+        """Register memory of a GPU in every front, if the engine processes can open it.
+
+        Args:
+            name: What requests call it.
+            handle: The bytes of its cudaIpcMemHandle_t in hexadecimal.
+            device: Number of the GPU.
+            num_bytes: Of it.
+
+        Raises:
+            Problem: It cannot be used, or the name is taken.
+        """
+        if not self._front.options.devices:
+            raise self.no_cuda_memory()
+        regions = self._front.regions
+        region = regions.register_on_device(name, bytes.fromhex(handle), device, num_bytes)
+        try:
+            for engine in self._front.dispatcher.engines:
+                if engine.is_up:
+                    await engine.ask(lambda i, b, c: Open(i, region))
+        except Problem:
+            await self._unregister(name, True)
+            raise
+        await self._front.fronts.publish()
+
+    async def _unregister(self, name: str, on_device: bool = False) -> None:
+        """Forget a region, or all of a kind, in every process."""
+        keys = self._front.regions.unregister(name, on_device=on_device)
         await self._front.fronts.publish()
         for key in keys:
             for engine in self._front.dispatcher.engines:
@@ -279,14 +307,23 @@ class Control:
             told = await ask("log_settings", _log_values(request.settings))
             return {"settings": {name: {"uint32_param": value} for name, value in told.items()}}
 
-        def cuda(request: Any) -> dict[str, Any]:
-            raise self.no_cuda_memory()
+        async def register_on_device(request: Any) -> dict[str, Any]:
+            handle = request.raw_handle.hex()
+            asked = (request.name, handle, request.device_id, request.byte_size)
+            await ask("register_on_device", *asked)
+            return {}
+
+        async def unregister_on_device(request: Any) -> dict[str, Any]:
+            await ask("unregister", request.name, True)
+            return {}
 
         return {
             "ServerLive": lambda request: {"live": True},
             "ServerReady": lambda request: {"ready": self.is_ready()},
             "ModelReady": model_ready,
-            "ServerMetadata": lambda request: server_metadata(),
+            "ServerMetadata": lambda request: server_metadata(
+                has_gpu=bool(self._front.options.devices)
+            ),
             "ModelMetadata": lambda r: self.metadata(r.name, r.version),
             "ModelConfig": lambda r: {"config": numbered(self.config(r.name, r.version))},
             "ModelStatistics": lambda r: ask("statistics", r.name, r.version),
@@ -298,9 +335,11 @@ class Control:
             },
             "SystemSharedMemoryRegister": register,
             "SystemSharedMemoryUnregister": unregister,
-            "CudaSharedMemoryStatus": lambda request: {},
-            "CudaSharedMemoryRegister": cuda,
-            "CudaSharedMemoryUnregister": lambda request: {},
+            "CudaSharedMemoryStatus": lambda r: {
+                "regions": {one["name"]: one for one in regions.status(r.name, on_device=True)}
+            },
+            "CudaSharedMemoryRegister": register_on_device,
+            "CudaSharedMemoryUnregister": unregister_on_device,
             "TraceSetting": lambda r: {
                 "settings": {
                     name: {"value": value}

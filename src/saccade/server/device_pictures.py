@@ -11,8 +11,9 @@ runs. So batches are small where little is asked for and grow with what is asked
 window to tune.
 
 Thresholds: the kernels keep what the contract keeps. Boxes are suppressed best first, so which of
-them are kept above a higher score does not depend on those below it: a higher score and fewer boxes
-are cut out of the answer, exactly. A lower score, more boxes or another IoU go the ordinary way.
+them are kept above a higher score does not depend on those below it: a higher score is cut out of
+the answer, exactly. A lower score, another IoU or another number of boxes go the ordinary way: the
+CPU decodes and suppresses, and the card infers for that picture alone.
 """
 
 from __future__ import annotations
@@ -56,23 +57,21 @@ def is_cut(given: Given, kept: Thresholds) -> bool:
     return (
         (score is None or score >= kept.score)
         and (iou is None or iou == kept.iou)
-        and (most is None or most <= kept.max_detections)
+        and most in (None, kept.max_detections)
     )
 
 
 def cut(found: Detections, given: Given) -> Detections:
-    """The boxes above a request's score, and no more of them than it wants.
+    """The boxes above a request's score.
 
     Args:
         found: Best first.
         given: As for `is_cut`, which must hold.
     """
-    score, _, most = given
-    num = len(found)
-    if score is not None:
-        num = int(np.count_nonzero(found.scores > np.float32(score)))
-    if most is not None:
-        num = min(num, most)
+    score = given[0]
+    if score is None:
+        return found
+    num = int(np.count_nonzero(found.scores > np.float32(score)))
     if num == len(found):
         return found
     points = found.keypoints_xy

@@ -261,5 +261,13 @@ SCHEMAS: dict[str, Any] = {
     "RegisterRequest": _object(
         {"key": {"type": "string"}, "offset": _COUNT, "byte_size": _COUNT}, ("key", "byte_size")
     ),
+    "RegisterOnDeviceRequest": _object(
+        {
+            "raw_handle": _object({"b64": {"type": "string"}}, ("b64",)),
+            "device_id": _COUNT,
+            "byte_size": _COUNT,
+        },
+        ("raw_handle", "byte_size"),
+    ),
     "Settings": {"type": "object", "additionalProperties": True},
 }

@@ -36,10 +36,11 @@ EXTENSIONS = (
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
-def server_metadata() -> dict[str, Any]:
-    """Name, version and extensions."""
+def server_metadata(*, has_gpu: bool = False) -> dict[str, Any]:
+    """Name, version and extensions; memory of GPUs can be shared where there is one."""
     version = importlib.metadata.version("saccade")
-    return {"name": "saccade", "version": version, "extensions": list(EXTENSIONS)}
+    more = ("cuda_shared_memory",) if has_gpu else ()
+    return {"name": "saccade", "version": version, "extensions": sorted((*EXTENSIONS, *more))}
 
 
 def metadata_of(entry: ModelEntry | Face, repository: Repository) -> dict[str, Any]:

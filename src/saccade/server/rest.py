@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ class _Control(msgspec.Struct):
     key: str = ""
     offset: int = 0
     byte_size: int = 0
+    raw_handle: dict[str, str] = {}
+    device_id: int = 0
 
 
 class Rest:
@@ -116,7 +119,7 @@ class Rest:
 
     def metadata(self, request: HttpRequest) -> Response:
         """Of the server."""
-        return Response(body=_json(server_metadata()))
+        return Response(body=_json(server_metadata(has_gpu=bool(self._front.options.devices))))
 
     def model_metadata(self, request: HttpRequest, name: str, version: str = "") -> Response:
         """Of a model."""
@@ -239,14 +242,24 @@ class Rest:
 
     def cuda_status(self, request: HttpRequest, name: str = "") -> Response:
         """Regions on GPUs that are registered."""
-        return Response(body=b"[]")
+        return Response(body=_json(self._front.regions.status(name, on_device=True)))
 
-    def cuda_register(self, request: HttpRequest, name: str) -> Response:
+    async def cuda_register(self, request: HttpRequest, name: str) -> Response:
         """Register a region on a GPU."""
-        raise self._control.no_cuda_memory()
+        asked = _read(request)
+        try:
+            handle = base64.b64decode(asked.raw_handle.get("b64", ""), validate=True)
+        except ValueError as exc:
+            raise Problem(
+                "input", "raw_handle.b64 must be base64", f"it is not ({exc})", "correct it"
+            ) from exc
+        sizes = (asked.device_id, asked.byte_size)
+        await self._front.ask("register_on_device", name, handle.hex(), *sizes)
+        return Response()
 
-    def cuda_unregister(self, request: HttpRequest, name: str = "") -> Response:
+    async def cuda_unregister(self, request: HttpRequest, name: str = "") -> Response:
         """Forget a region on a GPU, or all."""
+        await self._front.ask("unregister", name, True)
         return Response()
 
     # Settings.

@@ -22,6 +22,7 @@ __all__ = [
     "Join",
     "Load",
     "Loaded",
+    "Open",
     "Piece",
     "Region",
     "Reply",
@@ -176,7 +177,14 @@ class Join(msgspec.Struct, frozen=True, array_like=True, tag=7):
     id: int
 
 
-Task = Infer | Detect | Load | Unload | Status | Forget | Join
+class Open(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Look whether a client's memory can be used."""
+
+    id: int
+    region: Region
+
+
+Task = Infer | Detect | Load | Unload | Status | Forget | Join | Open
 
 
 class Done(msgspec.Struct, array_like=True, tag=1):

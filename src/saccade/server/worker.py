@@ -54,6 +54,7 @@ from saccade.server.wire import (
     Infer,
     Load,
     Loaded,
+    Open,
     Piece,
     TensorPart,
     Unload,
@@ -176,6 +177,9 @@ class EngineProcess:
                 self._send([Loaded(task.id, b"{}")])
             elif type(task) is Forget:
                 self._regions.forget(task.key)
+                self._send([Loaded(task.id, b"{}")])
+            elif type(task) is Open:
+                self._regions.open(task.region)
                 self._send([Loaded(task.id, b"{}")])
             else:
                 self._send([Loaded(task.id, self._status())])
