@@ -11,6 +11,7 @@ Source: RFC 9110 and 9112.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -610,8 +611,7 @@ class HttpConnection(asyncio.Protocol):
             more += "connection: keep-alive\r\n"
         if request.id:
             more += f"x-request-id: {request.id}\r\n"
-        fields = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
-        start = _STATUS_LINES[status] + fields.encode("latin-1", "replace")
+        start = _start_of(status, content_type, len(body), more)
         self._request = None
         self._app.count_answer(request, status, len(body))
         if head.method == "HEAD" or status in (204, 304):
@@ -685,6 +685,13 @@ class HttpConnection(asyncio.Protocol):
         if self._request is None and self._head is None and not self._is_lingering:
             self._is_ending = True
             self._transport.close()
+
+
+@functools.lru_cache(1024)
+def _start_of(status: int, content_type: str, num_bytes: int, more: str) -> bytes:
+    """An answer up to its body; most are like one before."""
+    fields = f"content-type: {content_type}\r\ncontent-length: {num_bytes}\r\n{more}\r\n"
+    return _STATUS_LINES[status] + fields.encode("latin-1", "replace")
 
 
 class _Body(asyncio.BufferedProtocol):

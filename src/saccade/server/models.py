@@ -15,6 +15,7 @@ __all__ = ["FACE_ENDING", "PICTURE_INPUT", "PICTURE_OUTPUTS", "Face", "ModelEntr
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 FACE_ENDING = ".detect"
+_MAX_FOUND = 1024
 PICTURE_INPUT = {"name": "picture", "datatype": "BYTES", "shape": [-1]}
 PICTURE_OUTPUTS = (
     {"name": "num", "datatype": "INT32", "shape": [-1]},
@@ -45,6 +46,7 @@ class ModelEntry:
         num_open: Requests that were taken and not answered.
         cost_s: Estimate of the seconds one request takes in an engine process.
         answer_bytes: The longest answer so far.
+        known: What requests said that came before, by their JSON: see `saccade.server.rest`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelEntry:
     num_open: int = 0
     cost_s: float = 0.005
     answer_bytes: int = 0
+    known: dict[bytes, Any] = field(default_factory=dict)
 
     @property
     def is_detector(self) -> bool:
@@ -130,6 +133,7 @@ class Repository:
         self._stats = stats
         self._entries: dict[str, dict[str, ModelEntry]] = {}
         self._keys = itertools.count(1)
+        self._found: dict[tuple[str, str], ModelEntry | Face] = {}
 
     def new(self, name: str, version: str, path: str, options: LoadOptions) -> ModelEntry:
         """An entry that is not in the repository yet.
@@ -157,6 +161,7 @@ class Repository:
 
     def put(self, entry: ModelEntry) -> ModelEntry | None:
         """Make an entry the one of its name and version; the one before it."""
+        self._found.clear()
         versions = self._entries.setdefault(entry.name, {})
         before = versions.get(entry.version)
         versions[entry.version] = entry
@@ -164,6 +169,7 @@ class Repository:
 
     def replace(self, entries: list[ModelEntry]) -> None:
         """Have these entries and no others."""
+        self._found.clear()
         self._entries = {}
         for entry in entries:
             self.put(entry)
@@ -216,6 +222,10 @@ class Repository:
         Raises:
             Problem: There is none, or it cannot now.
         """
+        # What was found is right until another entry is put or this one is not ready any more.
+        found = self._found.get((name, version))
+        if found is not None and found.state == "READY":
+            return found
         entry = self.find(name, version)
         if entry.state != "READY":
             reason = entry.base.reason
@@ -226,4 +236,7 @@ class Repository:
                 "try again later, or load it",
                 retry_after_s=1,
             )
+        if len(self._found) >= _MAX_FOUND:
+            self._found.clear()
+        self._found[name, version] = entry
         return entry

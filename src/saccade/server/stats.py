@@ -31,22 +31,24 @@ class Histogram:
         bounds: Upper bounds, ascending; one more count holds what lies above the last.
         counts: Observations per bucket, not cumulated.
         total: Sum of the observed values.
-        count: Number of observations.
     """
 
-    __slots__ = ("bounds", "count", "counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Iterable[float] = SECONDS_BOUNDS) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Number of observations."""
+        return sum(self.counts)
 
     def observe(self, value: float) -> None:
         """Add one observation."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-        self.count += 1
 
     def quantile(self, q: float) -> float:
         """An estimate of a quantile: linear inside the bucket that it falls into; 0 if empty.
@@ -76,7 +78,6 @@ class Histogram:
         """Add what another front observed, as its `as_dict`."""
         self.counts = [a + b for a, b in zip(self.counts, told["counts"], strict=True)]
         self.total += told["total"]
-        self.count += told["count"]
 
 
 # What fronts add up: sums, and what is true of a front while it lives.
