@@ -1,9 +1,10 @@
 """Runs the tests that need a GPU and records what passed; also memory, predicted against measured.
 
-    python -m bench.gpu_tests tests --json FILE [--commit NAME]     needs a CUDA device
+    python -m bench.gpu_tests tests --json FILE [--commit NAME] [--files FILE ...]
     python -m bench.gpu_tests memory FOLDER --json FILE             after `bench.cuda_path prepare`
 
-Groups of tests run side by side, but those that look at the whole card's memory, which come after.
+Both need a CUDA device. Groups of tests run side by side, but those that look at the whole card's
+memory, which come after. With --files only these run, and their record is added to that of before.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def pytest_of(group: tuple[str, ...], report: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *group], env=environment)
 
 
-def run_tests(commit: str) -> dict[str, Any]:
+def run_tests(commit: str, files: tuple[str, ...]) -> dict[str, Any]:
     """Counts by file, and each test that did not pass, with what it says."""
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         reports = []
-        for together in (SIDE_BY_SIDE, *((one,) for one in ALONE)):
+        for together in ((files,),) if files else (SIDE_BY_SIDE, *((one,) for one in ALONE)):
             members = []
             for group in together:
                 reports.append(Path(folder) / f"{len(reports)}.xml")
@@ -108,6 +109,8 @@ def memory_row(folder: Path, plan: tuple[str, str, str, int, dict[str, str]]) ->
         with saccade.run(detector, files * 4, batch=batch) as run:
             boxes = sum(len(result.detections or ()) for result in run)
         report = run.reports[0]
+        with detector.session(detector.plan(batch=batch)) as session:
+            context_bytes = session.memory.context_bytes
     rows = {part.name: (part.predicted_bytes, part.measured_bytes or 0) for part in report.memory}
     return {
         "model": f"{name}.onnx",
@@ -116,6 +119,7 @@ def memory_row(folder: Path, plan: tuple[str, str, str, int, dict[str, str]]) ->
         "batch": batch,
         "options": ",".join(f"{key}={value}" for key, value in options.items()),
         "boxes": boxes,
+        "context_mib": round(context_bytes / MIB, 1),
         "mib_predicted_measured": {
             part: [round(num / MIB, 1) for num in both] for part, both in rows.items()
         },
@@ -155,6 +159,7 @@ def main() -> None:
     parser.add_argument("number", type=int, nargs="?")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--commit", default="")
+    parser.add_argument("--files", nargs="*", default=[])
     given = parser.parse_args()
     if given.what == "row":
         print(json.dumps(memory_row(given.folder, PLANS[given.number])))
@@ -165,7 +170,8 @@ def main() -> None:
         from dataclasses import asdict
 
         report |= {"machine": asdict(machine()), "gpu": look()}
-        report["pytest"] = [run_tests(given.commit)]
+        before = report.get("pytest", []) if given.files else []
+        report["pytest"] = [*before, run_tests(given.commit, tuple(given.files))]
     else:
         report["memory"] = memory_rows(given.folder)
     given.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -13,7 +13,7 @@ graph is replayed. Both work in the same private pool of memory, which load has 
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,13 +108,17 @@ class TorchDeviceEngine:
         if not self._is_open:
             return
         self._is_open = False
-        # A device that was lost can neither be waited for nor asked for its memory back.
-        with torch.cuda.device(self._device), contextlib.suppress(RuntimeError):
-            torch.cuda.synchronize()
-            self._graph.reset()
+        try:
+            with torch.cuda.device(self._device):
+                torch.cuda.synchronize()
+                self._graph.reset()
+        except RuntimeError:
+            # The device was lost. Giving the pool back would end the process, in a destructor.
+            _keep_for_ever(self._pool, self._graph, self._program, self._fed, self._given)
+            return
         self._fed, self._given = {}, {}
         del self._program, self._graph, self._pool
-        with torch.cuda.device(self._device), contextlib.suppress(RuntimeError):
+        with torch.cuda.device(self._device):
             _release_unused()
 
     def _launch(self) -> None:
@@ -189,6 +193,12 @@ def module_for(
         return module_of(source, torch.device(device), half)
     is_on_gpu = torch.device(device).type != "cpu"
     return lower(source, shapes, half=half, is_channels_last=is_on_gpu).to(device)
+
+
+def _keep_for_ever(*objects: object) -> None:
+    """Let nobody release these, not even at the end of the process."""
+    for one in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
 
 def _release_unused() -> None:

@@ -35,6 +35,7 @@ __all__ = ["MemoryBook", "MemoryPart", "check_limit", "path_options", "predict"]
 
 MIB = 1 << 20
 _ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Room for a batch of Full HD, and for pictures that the CPU decodes.
 _FULL_HD_BYTES = 1920 * 1080 * 3 + 256 * 16
 _STAGING_BYTES = 32 * MIB
@@ -172,7 +173,11 @@ class _Habits:
 # Measured on one H200; see docs/gpu.md.
 _HABITS = {
     "torch": _Habits(1.25, 40 * MIB, 200 * MIB),
-    "onnxruntime": _Habits(1.25, 64 * MIB, 300 * MIB),
+    "torch, compiled": _Habits(1.0, 20 * MIB, 200 * MIB),
+    # Most of it is what cuDNN's search for algorithms leaves in the arena.
+    "onnxruntime": _Habits(2.5, 400 * MIB, 30 * MIB),
+    # Few buffers are shared, so that steps can run side by side.
+    "native": _Habits(3.3, 0, 60 * MIB),
     "tensorrt": _Habits(1.0, 0, 200 * MIB),
 }
 # nvJPEG's own for a batch on the card's JPEG engine; that it takes past the allocators that it is
@@ -198,17 +203,18 @@ def predict(
         options: Of the path, with its room told in bytes.
         book: Of the card, opened.
     """
-    habits = _HABITS.get(plan.backend, _Habits(1.0, 0, 200 * MIB))
+    habits = _habits_of(plan)
     batch, size_hw = plan.batch, contract.input.size_hw
     parameters, activation_bytes = _cost(model, size_hw, batch)
     item_bytes = _ITEM_BYTES[plan.precision]
     shapes = {
         spec.name: _shape(spec.shape, batch, size_hw) for spec in (*model.inputs, *model.outputs)
     }
-    buffers = {
-        spec.name: _buffer(shapes[spec.name], spec.dtype)
-        for spec in (*model.inputs, *model.outputs)
-    }
+    types = {spec.name: spec.dtype for spec in (*model.inputs, *model.outputs)}
+    if dict(plan.options).get("input", "model") != "model":
+        # The engine takes pictures in the plan's precision.
+        types |= {s.name: _TYPES[plan.precision] for s in model.inputs if s.dtype == "float32"}
+    buffers = {name: _buffer(shapes[name], dtype) for name, dtype in types.items()}
     return {
         "weights": parameters * item_bytes,
         "buffers": sum(buffer.num_bytes for buffer in buffers.values()),
@@ -217,6 +223,12 @@ def predict(
         "decoder": batch * _NVJPEG_PER_PICTURE_BYTES,
         "context and code": book.context_bytes + habits.code,
     }
+
+
+def _habits_of(plan: Plan) -> _Habits:
+    is_compiled = dict(plan.options).get("compile", "none") != "none"
+    name = f"{plan.backend}, compiled" if is_compiled else plan.backend
+    return _HABITS.get(name, _Habits(1.0, 0, 200 * MIB))
 
 
 def _cost(model: Model, size_hw: tuple[int, int], batch: int) -> tuple[int, int]:
