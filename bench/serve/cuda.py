@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 
 from bench.agreement import Answers, check
-from bench.cases import WORK
+from bench.cases import ROOT, WORK
 from bench.serve.cases import CASES
 from bench.serve.http import post
 from bench.serve.load import SOURCE, Load, Requests, run_load
@@ -162,14 +162,21 @@ class Checker:
 
 
 def serve(
-    folder: Path, flags: list[str], seconds: float, connections: tuple[int, ...], spy: str | None
+    folder: Path,
+    flags: list[str],
+    seconds: float,
+    connections: tuple[int, ...],
+    *,
+    parts: tuple[float, ...] = PARTS,
+    spy: str | None = None,
 ) -> dict[str, Any]:
     requests = Requests("cuda", [request(path.read_bytes()) for path in pictures_in(folder)])
     first = request(pictures_in(folder)[0].read_bytes())
     port = free_port()
     argv = [sys.executable, "-m", "saccade", "serve", str(folder / CASE.model)]
     argv += ["--port", str(port), "--grpc-port", str(free_port()), *flags]
-    server = Server("cuda", Launch(argv), port)
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    server = Server("cuda", Launch(argv, {"PYTHONPATH": path}), port)
     report: dict[str, Any] = {"arguments": flags}
     checker = Checker(folder)
     try:
@@ -184,7 +191,7 @@ def serve(
             print(report["closed"][-1], flush=True)
         best = max(report["closed"], key=lambda row: row["rate_per_s"])
         report["open"] = []
-        for part in PARTS:
+        for part in parts:
             rate = part * best["rate_per_s"]
             row = timed(server, requests, checker, seconds, connections=OPEN_CONNECTIONS, rate=rate)
             report["open"].append({"part": part, **row})
@@ -250,6 +257,7 @@ def timed(
         "rate_per_s": round(load.rate(), 1),
         "num": len(good),
         "num_other": num_other,
+        "statuses": dict(Counter(str(answer.status) for answer in load.answers)),
         **{f"p{p:g}_ms": round(load.latency_ms(p), 3) for p in (50, 90, 99)},
         **{f"{role}_cores": round(used, 2) for role, used in sorted(cores.items())},
         "load_cores": round(load.cpu_s / load.wall_s, 2),
@@ -342,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num", type=int, default=20_000, help="pictures of the offline job")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", default=",".join(map(str, CONNECTIONS)))
+    parser.add_argument("--variant", action="append", default=[], help="other arguments to try")
     parser.add_argument("--spy", help="py-spy, to see where Python's time goes")
     args = parser.parse_args(own)
     if args.do == "prepare":
@@ -362,7 +371,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         flags += [f"--{name.replace('_', '-')}", str(how[name])] if how[name] else []
     connections = tuple(map(int, args.connections.split(",")))
-    report["server"] = serve(args.folder, [*flags, *extra], args.seconds, connections, args.spy)
+    serving = (args.folder, [*flags, *extra], args.seconds, connections)
+    report["server"] = serve(*serving, spy=args.spy)
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    # The same with other arguments, which win over those before them: closed loops alone.
+    report["variants"] = []
+    for variant in args.variant:
+        more = [*flags, *extra, *variant.split()]
+        one = serve(args.folder, more, args.seconds, connections[-2:], parts=())
+        report["variants"].append({"variant": variant, **one})
     most = max(row["rate_per_s"] for row in report["server"]["closed"])
     report["part_of_offline"] = round(most / report["offline"]["rate_per_s"], 4)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
