@@ -323,8 +323,8 @@ def describe() -> dict[str, Any]:
 def in_own_process(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The offline job, in a process that is gone before the server starts."""
     command = [sys.executable, "-m", "bench.serve.cuda", "offline", str(folder)]
-    for name in ("device", "backend", "precision", "engine_options", "batch", "num", "rounds"):
-        command.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
+    names = ("device", "backend", "precision", "engine_options", "batch", "num", "rounds")
+    command += [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
@@ -374,10 +374,10 @@ def main(arguments: list[str] | None = None) -> int:
     serving = (args.folder, [*flags, *extra], args.seconds, connections)
     report["server"] = serve(*serving, spy=args.spy)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
-    # The same with other arguments, which win over those before them: closed loops alone.
+    # The same with other arguments in place of those behind "--": closed loops alone.
     report["variants"] = []
     for variant in args.variant:
-        more = [*flags, *extra, *variant.split()]
+        more = [*flags, *variant.split()]
         one = serve(args.folder, more, args.seconds, connections[-2:], parts=())
         report["variants"].append({"variant": variant, **one})
     most = max(row["rate_per_s"] for row in report["server"]["closed"])
