@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
@@ -42,7 +42,7 @@ from saccade.server.loading import ServedModel, open_model
 from saccade.server.loading_options import LoadOptions
 from saccade.server.problems import problem_of
 from saccade.server.regions import Regions
-from saccade.server.tensors import TensorRunner, array_of
+from saccade.server.tensors import Known, TensorRunner, array_of
 from saccade.server.wire import (
     INLINE_BYTES,
     PACKET_BYTES,
@@ -364,6 +364,9 @@ class EngineProcess:
         runner = tools.tensors
         if runner is None:
             runner = tools.tensors = TensorRunner(tools.served)
+        if len(tasks) == 1 and (known := runner.known(tasks[0])) is not None:
+            self._infer_again(tasks[0], known, replies)
+            return
         begun_ns = time.perf_counter_ns()
         fed: list[tuple[Infer, dict[str, np.ndarray], int]] = []
         for task in tasks:
@@ -373,6 +376,7 @@ class EngineProcess:
             except Exception as exc:
                 replies.append(_failed(task, exc))
         fed_ns = time.perf_counter_ns()
+        outputs: Mapping[str, np.ndarray] | None = None
         for group in runner.groups(fed):
             run_ns = time.perf_counter_ns()
             total = sum(num for _, _, num in group)
@@ -391,6 +395,26 @@ class EngineProcess:
                 except Exception as exc:
                     replies.append(_failed(task, exc))
                 at += num
+        if len(tasks) == len(fed) == 1 and outputs is not None:
+            runner.remember(tasks[0], fed[0][1], fed[0][2], outputs)
+
+    def _infer_again(self, task: Infer, known: Known, replies: list[Any]) -> None:
+        """Run a task that is like the last one."""
+        begun_ns = time.perf_counter_ns()
+        payload = self._payload(task)
+        for target, start, end in known.targets:
+            target[:] = payload[start:end]
+        fed_ns = time.perf_counter_ns()
+        outputs = known.slot.run(known.num)
+        end_ns = time.perf_counter_ns()
+        self._batching[task.model].ran(1, (end_ns - fed_ns) / 1e9)
+        times = (0, fed_ns - begun_ns, end_ns - fed_ns, 0)
+        if outputs is not known.outputs:
+            place = (0, known.num, known.num)
+            self._reply_tensors(task, outputs, place, times, replies)
+            return
+        done = Done(task.id, known.num_bytes, known.parts, times, known.num, known.num)
+        self._answer(task, done, known.views, replies)
 
     def _feeds(self, task: Infer) -> dict[str, np.ndarray]:
         payload, feeds = self._payload(task), {}
@@ -542,7 +566,11 @@ class EngineProcess:
     # Answers.
 
     def _answer(
-        self, task: Infer | Detect, done: Done, pieces: list[memoryview], replies: list[Any]
+        self,
+        task: Infer | Detect,
+        done: Done,
+        pieces: Sequence[memoryview],
+        replies: list[Any],
     ) -> None:
         """Hand back a payload the cheapest way that it fits."""
         num = done.num_bytes
