@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.cases import ROOT
 from bench.markdown import NO_RESULT, markdown
+from bench.tables_serve_cuda import cuda_tables
 
 __all__ = ["serve_tables"]
 
@@ -25,6 +26,7 @@ def serve_tables() -> dict[str, str]:
         "serve-bundle": bundle(read("bundle")),
         "serve-bars": bars(reports, read("identity"), read("abuse")),
         "serve-notes": notes(reports["light_person_192"]),
+        **cuda_tables(read("cuda")),
     }
     return {name: f"\n{text}\n" if text else "No results yet.\n" for name, text in tables.items()}
 

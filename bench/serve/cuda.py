@@ -19,9 +19,11 @@ import argparse
 import contextlib
 import dataclasses
 import faulthandler
+import importlib.metadata
 import json
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -311,13 +313,28 @@ def shares(file: Path) -> list[list[Any]]:
 
 
 def describe() -> dict[str, Any]:
-    cores = {"cores": len(os.sched_getaffinity(0)), "numpy": np.__version__}
-    from bench.torch_engine import environment
+    """The machine and the versions; the card's clock is that at rest."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    told = ""
+    with contextlib.suppress(OSError):  # on the CPU, to try this program
+        told = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    model = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
+    return {
+        "gpu": told.partition(",")[0],
+        "nvidia_smi": told,
+        "cpu": model[0].partition(": ")[2] if model else "",
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "msgspec", "uvloop", "httptools")},
+    }
 
+
+def _version(name: str) -> str:
     try:
-        return {**environment(), **cores}
-    except ImportError:  # on the CPU, to try this program
-        return cores
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def in_own_process(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
