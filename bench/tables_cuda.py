@@ -4,7 +4,8 @@
 `bench.cuda_devices`; `cuda_decoding.json` holds runs of `bench.cuda_decoding`; `cuda_kernels.json`
 is from `bench.cuda_kernels`; `cuda_jitter.json` is `parts` of `bench.cuda_path`, in turns with the
 driver told to spin; `cuda_path_decoding.json` is of the second round, whose variants are
-not in the code any more.
+not in the code any more. `cuda_calls.json` is from `bench.cuda_calls`, `cuda_engines.json` and
+`cuda_soak.json` are sections of `bench.cuda_path`, `gpu_tests.json` is from `bench.gpu_tests`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ def cuda_tables() -> dict[str, str]:
         "large": large,
         "others": others,
         "latency": latency,
+        "calls": calls,
+        "engines": engines,
+        "soak": soak,
+        "parts": parts,
         "jitter": jitter,
         "ultralytics": ultralytics,
         "devices": devices,
@@ -195,12 +200,104 @@ def latency() -> str:
     )
 
 
+def calls() -> str:
+    """Each way to make the same call; of three turns the middle one, and the worst quotient."""
+    lines = [["engine", "way", "p50, us", "p99, us", "p99 / p50, worst of three turns"]]
+    notes = []
+    for row in read("cuda_calls.json")["rows"]:
+        name = row["backend"]
+        for way, turns in row["ways"].items():
+            middle = sorted(turns, key=lambda turn: turn["p50_us"])[len(turns) // 2]
+            worst = max(turn["p99_us"] / turn["p50_us"] for turn in turns)
+            lines.append(
+                [name, way, f"{middle['p50_us']:.0f}", f"{middle['p99_us']:.0f}", f"{worst:.3f}"]
+            )
+        product, graph = row["product"], row["graph"]
+        lines.append(
+            [
+                name,
+                "**the product, 20,000 calls**",
+                f"**{product['p50_us']:.0f}**",
+                f"**{product['p99_us']:.0f}**",
+                f"**{product['p99_us'] / product['p50_us']:.3f}**",
+            ]
+        )
+        notes.append(
+            f"{name}: engine {row['engine_us']:.0f} us, graph {graph['gpu_p50_ms'] * 1000:.0f} / "
+            f"{graph['gpu_p99_ms'] * 1000:.0f} us (p50 / p99), p99.9 of the product "
+            f"{product['p99.9_us']:.0f} us, AP {row['ap']:.4f}, agreement {row['agreement']:.3f}"
+        )
+    return f"{markdown(lines)}\n{'; '.join(notes)}.\n"
+
+
+def engines() -> str:
+    head = ["engine", "batch", "bare engine", "JPEG to boxes", "of the engine", "AP", "agreement"]
+    lines = [head]
+    for row in read("cuda_engines.json")["sections"]["engines"]:
+        how = row["layout"] if "layout" in row else f"{row['compile']}, from {row['from']}"
+        rate = row["sustained"]["median"]["pictures_per_s"]
+        lines.append(
+            [
+                f"{row['backend']}, {how}",
+                str(row["batch"]),
+                number(per_s(row)),
+                number(rate),
+                f"{rate / per_s(row):.3f}",
+                f"{row['ap']:.4f}",
+                f"{row['agreement']:.3f}",
+            ]
+        )
+    facts = read("cuda_engines.json")["environment"]
+    return f"{markdown(lines)}\nPictures per second; ONNX Runtime {facts['onnxruntime']}.\n"
+
+
+def soak() -> str:
+    if not (FOLDER / "cuda_soak.json").is_file():
+        return "Not measured yet.\n"
+    (row,) = read("cuda_soak.json")["sections"]["soak"]
+    samples = row["samples"]
+    names = {
+        "host_bytes": "host, resident, MiB",
+        "torch_reserved_bytes": "reserved by torch, MiB",
+        "torch_blocks": "blocks reserved by torch",
+        "nvjpeg_bytes": "held by nvJPEG, MiB",
+        "nvml_own_bytes": "of this process by NVML, MiB",
+        "nvml_used_bytes": "of the card by NVML, MiB",
+        "allocations": "blocks reserved by the path since it was warm",
+    }
+    lines = [["memory", "first", "least", "most", "last"]]
+    for key, name in names.items():
+        values = [sample[key] for sample in samples if sample.get(key) is not None]
+        if not values:
+            continue
+        scale = 2**20 if key.endswith("bytes") else 1
+        shown = (values[0], min(values), max(values), values[-1])
+        lines.append([name, *(f"{value / scale:,.0f}" for value in shown)])
+    beside = f"; beside it: {row['neighbours']}" if row.get("neighbours") else ""
+    return (
+        f"{markdown(lines)}\n{row['seconds']:.0f} seconds, {samples[-1]['pictures']:,} pictures, "
+        f"{len(samples)} looks{beside}.\n"
+    )
+
+
+def parts() -> str:
+    """Predicted and measured memory of whole jobs."""
+    lines = [["job", "predicted, MiB", "measured, MiB", "quotient"]]
+    for row in read("gpu_tests.json")["memory"]:
+        told, seen = row["mib_predicted_measured"]["sum"]
+        options = f", {row['options'].replace(',', ', ')}" if row["options"] else ""
+        name = row["model"].removesuffix(".onnx")
+        what = f"{name}, {row['backend']} {row['precision']}, batch {row['batch']}{options}"
+        lines.append([what, number(told), number(seen), f"{told / seen:.2f}"])
+    return markdown(lines)
+
+
 def jitter() -> str:
     report = read("cuda_jitter.json")
-    parts = ("all", "launching", "gpu", "rest", "reading", "fixed work")
-    lines = [["us, p50 / p99", *(part.replace("gpu", "the graph") for part in parts)]]
+    spans = ("all", "launching", "gpu", "rest", "reading", "fixed work")
+    lines = [["us, p50 / p99", *(span.replace("gpu", "the graph") for span in spans)]]
     for name, row in report.items():
-        lines.append([name, *(f"{row[part][0]:.0f} / {row[part][2]:.0f}" for part in parts)])
+        lines.append([name, *(f"{row[span][0]:.0f} / {row[span][2]:.0f}" for span in spans)])
     together = [row["correlation"] for row in report.values()]
     return (
         f"{markdown(lines)}\nRest: waiting beyond the graph. Fixed work: a loop in Python that has "
@@ -245,7 +342,8 @@ def devices() -> str:
         ["a path in a process for each", number(mean), number(both), f"**{both / mean:.2f}**"]
     )
     if "jobs" in report:
-        one, two = (job["pictures_per_s"] for job in report["jobs"])
+        *alone, two = (job["pictures_per_s"] for job in report["jobs"])
+        one = statistics.mean(alone)
         name = "`saccade.run`, files by name, results in order"
         lines.append([name, number(one), number(two), f"{two / one:.2f}"])
     return f"{markdown(lines)}\nPictures per second; one GPU: the mean of both, each alone.\n"

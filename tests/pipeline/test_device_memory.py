@@ -68,8 +68,11 @@ def test_what_was_measured_on_a_card(detector, book):
     assert rows
     for row in rows:
         told = row["mib_predicted_measured"]
-        book.context_bytes = int((told["context and code"][0] - 200) * (1 << 20))
-        plan = Plan(row["backend"], row["precision"], row["batch"], device="cuda:0")
+        book.context_bytes = int(row["context_mib"] * (1 << 20))
+        options = tuple(tuple(one.split("=")) for one in row["options"].split(",") if one)
+        plan = Plan(
+            row["backend"], row["precision"], row["batch"], device="cuda:0", options=options
+        )
         sum_mib = sum(parts(detector, book, plan).values()) / (1 << 20)
         assert sum_mib == pytest.approx(told["sum"][1], rel=0.1), row
 
