@@ -17,9 +17,11 @@ from saccade.native.passes.fuse_pointwise import fuse_pointwise
 from saccade.native.passes.merge_siblings import merge_siblings
 from saccade.native.passes.order_axes import order_axes
 from saccade.native.passes.pack_input import pack_inputs
+from saccade.native.passes.pad_channels import pad_channels
 from saccade.native.passes.place import forward_copies, join_copies, place_copies
 from saccade.native.passes.pool_chain import chain_pools
 from saccade.native.passes.precision import set_precision
+from saccade.native.passes.route_channels import activate_before_copies, route_channels
 from saccade.native.plan import Draft
 from saccade.native.tensors import DType
 
@@ -62,6 +64,8 @@ def drafted(
     fuse_pointwise(draft)
     fuse_norms(draft, can_run)
     fuse_convolutions(draft)
+    activate_before_copies(draft)
+    route_channels(draft)
     join_copies(draft)
     place_copies(draft)
     forward_copies(draft)
@@ -69,6 +73,7 @@ def drafted(
     chain_pools(draft)
     fuse_attention(draft, can_run)
     fuse_boxes(draft, can_run)
+    pad_channels(draft)
     half = TYPES[precision]
     if half != "float32":
         set_precision(draft, half, half_inputs=half_inputs)

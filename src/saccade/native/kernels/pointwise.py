@@ -9,9 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from saccade.errors import BuildError
-from saccade.native.kernels.sources import C_TYPES, literal, source
+from saccade.native.kernels.sources import C_TYPES, activation_defines, literal, source
 from saccade.native.kernels.strided import Axes, collapse, coordinates, offset, vector_width
-from saccade.native.ops import Apply, Const, Copy, Expr, Fill, Operand, Pointwise
+from saccade.native.ops import (
+    IDENTITY,
+    Activation,
+    Apply,
+    Const,
+    Copy,
+    Expr,
+    Fill,
+    Operand,
+    Pointwise,
+)
 from saccade.native.seam import Built, Launch, OfView, Source, Target
 from saccade.native.tensors import SIZES, View
 
@@ -208,7 +218,8 @@ extern "C" __global__ void __launch_bounds__(256) transpose(const FROM* x, TO* y
 #pragma unroll
     for (int i = row; i < 32; i += 8)
         if (a0 + lane < A && b0 + i < B)
-            tile[i][lane] = to_float(from[(i64)(b0 + i) * X_B + (a0 + lane)]);
+            tile[i][lane] =
+                activate<ACT>(to_float(from[(i64)(b0 + i) * X_B + (a0 + lane)]), ACT_A, ACT_B);
     __syncthreads();
 #pragma unroll
     for (int i = row; i < 32; i += 8)
@@ -220,13 +231,23 @@ extern "C" __global__ void __launch_bounds__(256) transpose(const FROM* x, TO* y
 
 @dataclass(frozen=True, slots=True)
 class TransposeWay:
-    """A copy whose sides run along different axes, through shared memory in 32 x 32 tiles."""
+    """A copy whose sides run along different axes, through shared memory in 32 x 32 tiles.
+
+    Attributes:
+        x: From.
+        y: To.
+        axes: Of both, joined where that is possible.
+        a: The axis along which x lies side by side.
+        b: The axis along which y does.
+        activation: Of each element.
+    """
 
     x: View
     y: View
     axes: Axes
     a: int
     b: int
+    activation: Activation = IDENTITY
 
     @property
     def name(self) -> str:
@@ -242,12 +263,12 @@ class TransposeWay:
             f"FROM={C_TYPES[self.x.dtype]}", f"TO={C_TYPES[self.y.dtype]}",
             f"A={axes.shape[a]}", f"B={axes.shape[b]}",
             f"TILES_A={-(-axes.shape[a] // _TILE)}", f"TILES_B={-(-axes.shape[b] // _TILE)}",
-            f"X_B={xs[b]}LL", f"Y_A={ys[a]}LL",
+            f"X_B={xs[b]}LL", f"Y_A={ys[a]}LL", *activation_defines("ACT", self.activation),
         )  # fmt: skip
         text = _TRANSPOSE.replace("OUTER\n", coordinates(shape, "outer", "k") + "\n", 1)
         text = text.replace("X_OUTER", offset([xs[axis] for axis in others], "k"))
         text = text.replace("Y_OUTER", offset([ys[axis] for axis in others], "k"))
-        made = Source(source("common.cuh") + text, defines)
+        made = Source(source("common.cuh", "activation.cuh") + text, defines)
         tiles = -(-axes.shape[a] // _TILE) * -(-axes.shape[b] // _TILE)
         launch = Launch(
             0, "transpose", (tiles * math.prod(shape), 1, 1), (256, 1, 1),
@@ -267,7 +288,7 @@ def pointwise_ways(
         whole = {"int64", "int32", "bool", "uint8", "int8"}
         is_float = not {step.x.dtype, step.y.dtype} <= whole
         plain = PointwiseWay((step.x,), (step.y,), (Operand(0),), is_float)
-        turned = _transpose(step) if is_float else None
+        turned = _transpose(step.x, step.y, IDENTITY) if is_float else None
         return (turned, plain) if turned is not None else (plain,)
     is_float = step.compute == "float32"
     if any(view.dtype not in SIZES or view.dtype not in C_TYPES
@@ -280,17 +301,22 @@ def pointwise_ways(
             way.source()
     except BuildError:
         return ()
-    return tuple(ways)
+    turned = None
+    if len(step.operands) == len(step.results) == 1 and is_float:
+        (expr,), (x,), (y,) = step.exprs, step.operands, step.results
+        if isinstance(expr, Apply) and expr.op == "act" and expr.args == (Operand(0),):
+            turned = _transpose(x, y, expr.activation)
+    return (turned, *ways) if turned is not None else tuple(ways)
 
 
-def _transpose(step: Copy) -> TransposeWay | None:
-    if "int64" in (step.x.dtype, step.y.dtype) or "int32" in (step.x.dtype, step.y.dtype):
+def _transpose(x: View, y: View, activation: Activation) -> TransposeWay | None:
+    if any(view.dtype in ("int64", "int32") for view in (x, y)):
         return None
-    axes = collapse(step.y.shape, [step.x.strides, step.y.strides])
+    axes = collapse(y.shape, [x.strides, y.strides])
     xs, ys = axes.strides
     if 1 not in xs or 1 not in ys:
         return None
     a, b = xs.index(1), ys.index(1)
     if a == b or axes.shape[a] < 8 or axes.shape[b] < 8:
         return None
-    return TransposeWay(step.x, step.y, axes, a, b)
+    return TransposeWay(x, y, axes, a, b, activation)
