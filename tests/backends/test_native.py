@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from conftest import skip_or_fail
+from nets import mean_color_detector
 from saccade import backends
+from saccade.backends.native import _narrow
 from saccade.errors import BackendUnavailable, BuildError, EngineError, InputError
 from saccade.graph.passes.loading import load_tidy
 from saccade.graph.reading import read_model
@@ -113,6 +115,34 @@ def test_device_engine(gpu, native, cells, batch):
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.enqueue(stream.handle)
+
+
+def test_rounding_to_the_plans_type():
+    given = np.array([1.0, -2.5, 1 + 2**-8, 1 + 3 * 2**-8, 3.1415927, 0.0], np.float32)
+    into = np.empty(6, np.uint16)
+    _narrow(given, into, "bfloat16")
+    back = (into.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(back, np.float32([1, -2.5, 1, 1 + 2**-6, 3.140625, 0]))
+    half = np.empty(6, np.float16)
+    _narrow(given, half, "float16")
+    np.testing.assert_array_equal(half, given.astype(np.float16))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_slots_take_the_graphs_type_whatever_the_engine_is_fed_with(
+    gpu, native, tmp_path, precision
+):
+    model = read_model(mean_color_detector(tmp_path / "net.onnx"))
+    picture = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    found = []
+    for options in ((), (("input", "plan"),)):
+        engine = native.load(model, Plan("native", precision, 2, device="cuda:0", options=options))
+        slot = engine.open_slot((32, 32))
+        slot.inputs["images"][...] = picture
+        found.append({name: array.copy() for name, array in slot.run(2).items()})
+        engine.close()
+    for name, want in found[0].items():
+        np.testing.assert_allclose(found[1][name], want, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.shared

@@ -44,6 +44,8 @@ __all__ = ["BACKEND", "NativeBackend", "StoredEngine"]
 _OPTIONS = {"libraries": ("0", "1"), "input": ("model", "plan")}
 # A folder of engines that `saccade build` wrote; a bundle sets it.
 _FOLDER = "engines"
+# NumPy has no such type: its bits.
+_BITS = {"bfloat16": "uint16"}
 # Where a graph leaves the size of pictures open and none is told.
 TRIAL_SIZE_HW = (640, 640)
 
@@ -257,6 +259,16 @@ class HostEngine:
             return found
 
 
+def _narrow(given: np.ndarray, into: np.ndarray, dtype: str) -> None:
+    """Round values to a plan's type, to the nearest, ties to even."""
+    if dtype != "bfloat16":
+        np.copyto(into, given, casting="same_kind")
+        return
+    # The upper half of a float32; values that are no numbers do not come from pictures.
+    bits = given.astype(np.float32, copy=False).view(np.uint32)
+    np.copyto(into, (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16, casting="unsafe")
+
+
 class HostSlot:
     """Static arrays in pinned memory, copied to the card and back."""
 
@@ -274,10 +286,18 @@ class HostSlot:
             for name, buffer in (*engine.inputs.items(), *engine.outputs.items())
         }
         self._arrays = {
-            name: self._pinned[name].array.view(buffer.dtype).reshape(buffer.shape)
+            name: self._pinned[name]
+            .array.view(_BITS.get(buffer.dtype, buffer.dtype))
+            .reshape(buffer.shape)
             for name, buffer in (*engine.inputs.items(), *engine.outputs.items())
         }
-        self.inputs: Mapping[str, np.ndarray] = {n: self._arrays[n] for n in engine.inputs}
+        # Callers write the graph's type, whatever the engine is fed with.
+        self.inputs: Mapping[str, np.ndarray] = {
+            spec.name: self._arrays[spec.name]
+            if engine.inputs[spec.name].dtype == spec.dtype
+            else np.zeros(engine.inputs[spec.name].shape, spec.dtype)
+            for spec in model.inputs
+        }
 
     def close(self) -> None:
         """Release the pinned memory; the arrays must not be used afterwards."""
@@ -288,6 +308,8 @@ class HostSlot:
         with self._lock:
             self._device.make_current()
             for name, buffer in engine.inputs.items():
+                if self.inputs[name] is not self._arrays[name]:
+                    _narrow(self.inputs[name], self._arrays[name], buffer.dtype)
                 stream.upload(buffer.pointer, self._pinned[name], buffer.num_bytes)
             engine.enqueue(stream.handle)
             for name, buffer in engine.outputs.items():

@@ -293,7 +293,8 @@ def compile_all(sources: Iterable[Source], arch: str) -> dict[Source, str]:
     refused = {}
     for worker, share in workers:
         assert worker.stdout is not None
-        answer = worker.stdout.read()
+        with worker.stdout:
+            answer = worker.stdout.read()
         if worker.wait() != 0:
             raise BuildError(
                 f"compiling kernels must end with status 0, a worker ended with "

@@ -1,0 +1,111 @@
+"""`saccade inspect` of a bundle with engines of our own, and what is said of models not covered."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+
+import saccade
+from bundles import made
+from native.made_engines import engine_of, planned, timed
+from nets import mean_color_detector
+from saccade import backends
+from saccade.bundles import BundleExtras, EngineFile, write_bundle
+from saccade.cli.build import build
+from saccade.cli.inspect import inspect
+from saccade.errors import InputError
+from saccade.graph.reading import read_model
+from saccade.native.artefact import packed
+from saccade.types import Plan
+
+PLAN = Plan("native", "fp16", 2, 4, 1, "cuda:0", (("input", "plan"),))
+TARGET = "sm_90-batch2-0123456789abcdef"
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    net = mean_color_detector(tmp_path / "net.onnx")
+    with saccade.load(net) as detector:
+        model, contract = detector.model, detector.contract
+    times = timed(planned(model), tmp_path / "times.json", seed=0)
+    engine = EngineFile(
+        packed(engine_of(model, times)), "native", "saccade", is_verified=True, facts={"batch": 2}
+    )
+    return write_bundle(
+        tmp_path / "bundle",
+        model_path=net,
+        contract=contract,
+        record=made.record(PLAN),
+        extras=BundleExtras(engines={TARGET: engine}),
+    )
+
+
+def test_every_kernel_of_a_bundle_is_listed_without_a_gpu(bundle, capsys):
+    assert inspect(bundle.path, json=True) == 0
+    told = json.loads(capsys.readouterr().out)["native"][TARGET]
+    assert told["about"]["device"] == "NVIDIA H200"
+    kernels = told["kernels"]
+    assert len(kernels) == len(planned(read_model(bundle.model_path)).steps)
+    assert sum(row["share"] for row in kernels) == pytest.approx(1.0)
+    assert all(row["us"] > 0 and row["floor_us"] > 0 and row["fuses"] for row in kernels)
+    assert inspect(bundle.path) == 0
+    printed = capsys.readouterr().out
+    assert f"engine {TARGET}, kernel by kernel" in printed
+    for row in kernels:
+        assert row["way"] in printed
+        assert row["fuses"] in printed
+
+
+def test_a_bundle_runs_the_engines_it_holds(bundle):
+    assert dict(bundle.plan.options)["engines"] == str(bundle.path / "engines")
+    assert bundle.manifest.plan == PLAN
+
+
+@pytest.fixture
+def uncovered(tmp_path):
+    """A detector with a determinant in it, which ONNX Runtime computes."""
+    proto = onnx.load(mean_color_detector(tmp_path / "net.onnx"))
+    name = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["plain" if output == name else output for output in node.output]
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "det_factor"))
+    proto.graph.node.extend(
+        [
+            helper.make_node("Det", ["images"], ["det_each"], "volume"),
+            helper.make_node("ReduceMean", ["det_each"], ["det_mean"], "det_mean", keepdims=0),
+            helper.make_node("Mul", ["det_mean", "det_factor"], ["det_zero"], "times"),
+            helper.make_node("Add", ["plain", "det_zero"], [name], "sum"),
+        ]
+    )
+    onnx.save(proto, tmp_path / "det.onnx")
+    return tmp_path / "det.onnx"
+
+
+def test_what_is_not_covered_is_named_before_anything_is_built(uncovered, tmp_path, capsys):
+    inspect(uncovered, json=True)
+    told = json.loads(capsys.readouterr().out)["backends"]
+    assert not told["native"]["ok"]
+    assert "there is none for Det node 'volume'; choose another" in told["native"]["reason"]
+    assert told["onnxruntime"]["ok"]
+    net = tmp_path / "net.onnx"
+    mean_color_detector(net)
+    assert backends.get("native").covers(read_model(net)).ok
+
+
+def test_a_build_names_it_too(uncovered, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "0.png")
+    with pytest.raises(InputError, match=r"back end native was not tried: .*Det node 'volume'"):
+        build(
+            uncovered,
+            output=tmp_path / "out",
+            images=tmp_path / "pictures",
+            backends="native",
+            quiet=True,
+        )
+    assert not (tmp_path / "out").exists()
