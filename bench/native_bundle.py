@@ -3,7 +3,7 @@
     python -m bench.native_bundle FOLDER --json FILE      needs a CUDA device
 
 FOLDER is what `python -m bench.cuda_path prepare` wrote. The gate judges one candidate, FP16 with
-batch 32, against FP32 ONNX Runtime on the CPU; then the bundle is loaded in a process of its own.
+batch 64, against FP32 ONNX Runtime on the CPU; then the bundle is loaded in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from saccade.native.build import loaded
 from saccade.native.kernels.registry import KERNELS
 from saccade.types import Plan
 
-PLAN = Plan("native", "fp16", 32, 4, 1, "cuda:0", (("input", "plan"),))
+PLAN = Plan("native", "fp16", 64, 4, 1, "cuda:0", (("input", "plan"),))
 # Run in a new process: what a user waits for from the bundle to an engine that is ready.
 LOAD = """
 import json, sys, time
@@ -44,7 +44,7 @@ times = {}
 began_s = time.perf_counter()
 detector = saccade.load(sys.argv[1])
 times["bundle_read_s"] = time.perf_counter() - began_s
-for batch in (32, 1):
+for batch in (64, 1):
     began_s = time.perf_counter()
     with detector.session(detector.plan(batch=batch)):
         times[f"batch_{batch}_s"] = time.perf_counter() - began_s

@@ -36,7 +36,7 @@ from saccade.cuda.runtime import Device
 from saccade.types import Plan
 
 BATCHES = {CELLS: (32, 64)}
-SLOTS = {CELLS: (3, 4, 6)}
+SLOTS = {CELLS: (3, 4)}
 SEARCHED_SLOTS = 4
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
+from nets import mean_color_detector
 from saccade.graph.passes.loading import load_tidy
 from saccade.native.artefact import Artefact
 from saccade.native.drafting import drafted
@@ -45,3 +48,22 @@ def engine_of(net, path):
         cubins={source: source.text.encode() for source in sources},
         options=Options(),
     )
+
+
+def with_determinant(path):
+    """A detector with a determinant in it, which ONNX Runtime computes and our engine does not."""
+    proto = onnx.load(mean_color_detector(path))
+    name = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["plain" if output == name else output for output in node.output]
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "det_factor"))
+    proto.graph.node.extend(
+        [
+            helper.make_node("Det", ["images"], ["det_each"], "volume"),
+            helper.make_node("ReduceMean", ["det_each"], ["det_mean"], "det_mean", keepdims=0),
+            helper.make_node("Mul", ["det_mean", "det_factor"], ["det_zero"], "times"),
+            helper.make_node("Add", ["plain", "det_zero"], [name], "sum"),
+        ]
+    )
+    onnx.save(proto, path)
+    return path

@@ -11,11 +11,14 @@ import pytest
 
 import saccade
 from bundles import made
+from native.made_engines import with_determinant
 from nets import mean_color_detector
 from saccade import backends
 from saccade.builder.native_engines import kept_engines
 from saccade.builder.records import Candidate, Recipe, Row
 from saccade.bundles import BundleExtras, write_bundle
+from saccade.cli._options import ModelOptions
+from saccade.cli.detect import detect
 from saccade.cli.inspect import inspect
 from saccade.errors import BuildError
 from saccade.graph.reading import read_model
@@ -104,3 +107,14 @@ def test_what_a_bundle_does_not_hold_is_refused(bundle):
     plan = Plan("native", "fp16", 3, device="cuda:0", options=bundle.plan.options)
     with pytest.raises(BuildError, match=r"holds sm_\d+-batch1, sm_\d+-batch4, none for .*\[3, "):
         native.load_device(model, plan, (32, 32))
+
+
+def test_a_node_that_is_not_covered_is_named_with_who_can_run_it(cache, tmp_path, picture):
+    with pytest.raises(BuildError, match=r"Det node 'volume'.* run this model here: .*onnxruntime"):
+        detect(
+            with_determinant(tmp_path / "det.onnx"),
+            str(picture),
+            output=tmp_path / "out",
+            how=ModelOptions(backend="native", device="cuda:0"),
+        )
+    assert not list(cache.parent.rglob("*.engine"))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 from PIL import Image
 
 import saccade
 from bundles import made
-from native.made_engines import engine_of, planned, timed
+from native.made_engines import engine_of, planned, timed, with_determinant
 from nets import mean_color_detector
 from saccade import backends
 from saccade.bundles import BundleExtras, EngineFile, write_bundle
@@ -68,22 +65,7 @@ def test_a_bundle_runs_the_engines_it_holds(bundle):
 
 @pytest.fixture
 def uncovered(tmp_path):
-    """A detector with a determinant in it, which ONNX Runtime computes."""
-    proto = onnx.load(mean_color_detector(tmp_path / "net.onnx"))
-    name = proto.graph.output[0].name
-    for node in proto.graph.node:
-        node.output[:] = ["plain" if output == name else output for output in node.output]
-    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "det_factor"))
-    proto.graph.node.extend(
-        [
-            helper.make_node("Det", ["images"], ["det_each"], "volume"),
-            helper.make_node("ReduceMean", ["det_each"], ["det_mean"], "det_mean", keepdims=0),
-            helper.make_node("Mul", ["det_mean", "det_factor"], ["det_zero"], "times"),
-            helper.make_node("Add", ["plain", "det_zero"], [name], "sum"),
-        ]
-    )
-    onnx.save(proto, tmp_path / "det.onnx")
-    return tmp_path / "det.onnx"
+    return with_determinant(tmp_path / "det.onnx")
 
 
 def test_what_is_not_covered_is_named_before_anything_is_built(uncovered, tmp_path, capsys):
