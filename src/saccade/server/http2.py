@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hpack
@@ -42,13 +42,27 @@ _MAX_BLOCKS_KEPT = 256
 _MAX_IDLE_FRAMES = 2000
 _IDLE_FRAMES_A_CALL = 16
 _SETTING = struct.Struct(">HI")
+_FRAME = struct.Struct(">BHBBI")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One frame."""
-    return (
-        len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-    )
+    num = len(payload)
+    return _FRAME.pack(num >> 16, num & 0xFFFF, kind, flags, stream) + payload
+
+
+class Headers(dict[str, str]):
+    """Headers of a call; names in lower case, of repeated ones the last.
+
+    Attributes:
+        kind: What the layer above made of them; calls with the same block share it.
+    """
+
+    __slots__ = ("kind",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        super().__init__(pairs)
+        self.kind: Any = None
 
 
 class _ConnectionFault(Exception):
@@ -64,7 +78,7 @@ class Stream:
 
     Attributes:
         id: Its number.
-        headers: Of the request; names in lower case, of repeated ones the last.
+        headers: Of the request.
         held: Bytes of messages that are not complete, in the pieces in which they came.
         num_held: Their number.
         is_half_closed: Whether the client has said all.
@@ -88,7 +102,7 @@ class Stream:
     )
 
     def __init__(
-        self, number: int, headers: dict[str, str], send_window: int, receive_window: int
+        self, number: int, headers: Headers, send_window: int, receive_window: int
     ) -> None:
         self.id = number
         self.headers = headers
@@ -128,7 +142,7 @@ class Http2Connection(asyncio.Protocol):
         # A stream may have one message of the greatest length under way.
         self._first_receive_window = min(_MAX_WINDOW, app.max_message_bytes + (1 << 20))
         self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BYTES)
-        self._blocks: dict[bytes, dict[str, str]] = {}
+        self._blocks: dict[bytes, Headers] = {}
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, header block
         self._num_idle = 0
         self._since_s = time.monotonic()
@@ -176,14 +190,14 @@ class Http2Connection(asyncio.Protocol):
                 at = len(PREFACE)
             end = len(data)
             while end - at >= 9:
-                length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+                high, low, kind, flags, number = _FRAME.unpack_from(data, at)
+                length = high << 16 | low
                 if length > _FRAME_BYTES:
                     raise _ConnectionFault(FRAME_SIZE_ERROR, "a frame is too long")
                 if end - at < 9 + length:
                     break
-                number = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF
                 payload = data[at + 9 : at + 9 + length]
-                self._take_frame(data[at + 3], data[at + 4], number, payload)
+                self._take_frame(kind, flags, number & 0x7FFFFFFF, payload)
                 at += 9 + length
             if at < end:
                 self._held = data[at:] if at else data
@@ -275,7 +289,7 @@ class Http2Connection(asyncio.Protocol):
             self._block = None
             self._begin(number, first_flags, bytes(block))
 
-    def _headers_of(self, block: bytes) -> dict[str, str]:
+    def _headers_of(self, block: bytes) -> Headers:
         kept = self._blocks.get(block)
         if kept is not None:
             return kept
@@ -285,7 +299,7 @@ class Http2Connection(asyncio.Protocol):
         newest, num, size = entries[0] if entries else None, len(entries), table.maxsize
         try:
             listed = self._decoder.decode(block)
-            headers = {_text(name): _text(value) for name, value in listed}
+            headers = Headers((_text(name), _text(value)) for name, value in listed)
         except (HPACKError, UnicodeDecodeError, IndexError) as exc:
             raise _ConnectionFault(COMPRESSION_ERROR, "a header block is wrong") from exc
         is_same = newest is (entries[0] if entries else None) and num == len(entries)

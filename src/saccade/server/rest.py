@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import zlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,9 +15,10 @@ from saccade.server.inference import schedule_of, start_infer
 from saccade.server.kserve import InferRequest, read_infer, write_infer
 from saccade.server.models import Face, ModelEntry
 from saccade.server.problems import Problem
-from saccade.server.protocol import check_inputs, server_metadata
+from saccade.server.protocol import server_metadata
+from saccade.server.repeats import MAX_DESCRIPTION_BYTES, MAX_KNOWN, Known, is_repeatable
 from saccade.server.routes import Endpoint, Router
-from saccade.server.wire import Done, Infer
+from saccade.server.wire import Done
 
 if TYPE_CHECKING:
     from saccade.server.app import Front
@@ -30,8 +30,6 @@ _BINARY_LINE = "inference-header-content-length: {}\r\n"
 _LONG_BYTES = 256 << 10
 _MAX_JSON_BYTES = 16 << 20
 _BINARY = "application/octet-stream"
-# Requests whose JSON is remembered: with many different ones it does not pay.
-_MAX_KNOWN, _MAX_KNOWN_JSON_BYTES, _MAX_KNOWN_BYTES = 256, 2048, 16 << 20
 _json = msgspec.json.Encoder().encode
 
 
@@ -47,58 +45,22 @@ class _Control(msgspec.Struct):
     device_id: int = 0
 
 
-class _Known:
-    """What is the same in all requests with the same JSON, worked out once.
-
-    Attributes:
-        asked: The request that it was worked out of.
-        num_bytes: Of its tensors.
-        schedule: When.
-        make: As for `Job`.
-        outputs: Where outputs lay in the last answer.
-        start: The JSON of an answer with such outputs, if the tensors follow it as they are.
-        line: The header line that says how long it is.
-    """
-
-    __slots__ = ("asked", "line", "make", "num_bytes", "outputs", "schedule", "start")
-
-    def __init__(self, entry: ModelEntry, asked: InferRequest) -> None:
-        self.asked = asked
-        self.num_bytes = asked.num_bytes
-        self.schedule = schedule_of(asked.parameters)
-        self.outputs: tuple[Any, ...] | None = None
-        self.start: bytes | None = None
-        self.line = ""
-        key, inputs, wanted = entry.key, asked.inputs, check_inputs(entry, asked)
-
-        def make(number: int, payload: bytes, block: int, size: int, at_s: float) -> Infer:
-            return Infer(number, key, inputs, wanted, payload, block, size, at_s)
-
-        self.make = make
-
-    def fits(self, header: int, num_bytes: int, headers: Mapping[str, str]) -> bool:
-        """Whether a request with this JSON has the tensors that it says, and nothing else."""
-        return num_bytes == header + self.num_bytes and "content-encoding" not in headers
-
-    def describe(self, entry: ModelEntry, reply: Done, content: bytes) -> None:
-        """Keep the JSON of an answer."""
-        self.outputs, self.start = reply.outputs, None
-        num, answer = write_infer(entry.name, entry.version, self.asked, reply, content)
-        if num is not None and answer[num:] == content:
-            self.start, self.line = answer[:num], _BINARY_LINE.format(num)
+def _describe(known: Known, reply: Done, content: bytes) -> None:
+    """Keep the JSON of an answer."""
+    known.outputs, known.start = reply.outputs, None
+    entry = known.entry
+    num, answer = write_infer(entry.name, entry.version, known.asked, reply, content)
+    if num is not None and answer[num:] == content:
+        known.start, known.line = answer[:num], _BINARY_LINE.format(num)
 
 
 def _remember(entry: ModelEntry, body: bytes, header: int, asked: InferRequest) -> None:
-    """Keep what a request said, if the next with the same JSON can only say the same."""
-    is_plain = all(part.region is None for part in asked.inputs) and (
-        asked.num_bytes == len(body) - header <= _MAX_KNOWN_BYTES
-    )
-    is_tensors = not entry.is_detector or all(p.datatype != "BYTES" for p in asked.inputs)
-    has_no_region = all(wanted.region is None for wanted in asked.outputs)
-    if is_plain and is_tensors and has_no_region and header <= _MAX_KNOWN_JSON_BYTES:
-        if len(entry.known) >= _MAX_KNOWN:
+    """Keep what a request's JSON said."""
+    has_all_bytes = asked.num_bytes == len(body) - header
+    if has_all_bytes and header <= MAX_DESCRIPTION_BYTES and is_repeatable(entry, asked):
+        if len(entry.known) >= MAX_KNOWN:
             entry.known.clear()
-        entry.known[body[:header]] = _Known(entry, asked)
+        entry.known[body[:header]] = Known(entry, asked)
 
 
 class Rest:
@@ -204,7 +166,11 @@ class Rest:
         header = _header_bytes(headers.get("inference-header-content-length"))
         if header is not None and type(face) is ModelEntry:
             known = face.known.get(request.body[:header])
-            if known is not None and known.fits(header, request.num_bytes, headers):
+            if (
+                known is not None
+                and request.num_bytes == header + known.num_bytes
+                and "content-encoding" not in headers
+            ):
                 self._repeat(request, face, known, header)
                 return None
         num_json = request.num_bytes if header is None else header
@@ -226,7 +192,7 @@ class Rest:
             self._start(request, face, asked)
         return None
 
-    def _repeat(self, request: HttpRequest, entry: ModelEntry, known: _Known, header: int) -> None:
+    def _repeat(self, request: HttpRequest, entry: ModelEntry, known: Known, header: int) -> None:
         """Run a request that differs from one before in the bytes of its tensors only."""
 
         def on_end(reply: Any, content: bytes) -> None:
@@ -235,7 +201,7 @@ class Rest:
                 return
             request.done = reply
             if reply.outputs != known.outputs:
-                known.describe(entry, reply, content)
+                _describe(known, reply, content)
             if known.start is None:
                 num, answer = write_infer(entry.name, entry.version, known.asked, reply, content)
                 _answer(request, num, answer)
