@@ -13,9 +13,9 @@ from saccade.errors import InputError
 from saccade.server.board import Board
 from saccade.server.options import ServeOptions
 
-__all__ = ["Door", "bind", "make_adopter", "tls_context"]
+__all__ = ["BACKLOG", "Door", "bind", "make_adopter", "tls_context"]
 
-_BACKLOG = 1024
+BACKLOG = 1024
 _MAX_A_TURN = 64
 _RETRY_S = 0.1
 
@@ -33,7 +33,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         )
         for family, _, _, _, address in dict.fromkeys(infos):
             at = (address[0], found[0].getsockname()[1] if found else port)
-            sock = socket.create_server(at, family=family, backlog=_BACKLOG)
+            sock = socket.create_server(at, family=family, backlog=BACKLOG)
             sock.setblocking(False)
             found.append(sock)
     except OSError as exc:

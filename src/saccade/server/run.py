@@ -13,7 +13,7 @@ from typing import Any
 from saccade.errors import BackendUnavailable, SaccadeError
 from saccade.server.app import Front
 from saccade.server.board import Board
-from saccade.server.door import Door, bind, make_adopter, tls_context
+from saccade.server.door import BACKLOG, Door, bind, make_adopter, tls_context
 from saccade.server.http import HttpConnection
 from saccade.server.http2 import Http2Connection
 from saccade.server.options import ModelSource, ServeOptions
@@ -148,7 +148,10 @@ class _Listening:
                 self._door.listen(kind, sockets)
             else:
                 for sock in sockets:
-                    server = await front.loop.create_server(make, sock=sock, ssl=context)
+                    # It listens anew: with its own backlog, a burst of clients waits for seconds.
+                    server = await front.loop.create_server(
+                        make, sock=sock, ssl=context, backlog=BACKLOG
+                    )
                     self._servers.append(server)
             at = "{}:{}".format(*sockets[0].getsockname()[:2])
             scheme = "http" if options.certificate is None else "https"
