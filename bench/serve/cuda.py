@@ -46,6 +46,7 @@ from bench.serve.server import Launch, Server, exchange, free_port
 CASE = dataclasses.replace(CASES["cells_640"], score=0.25, iou=0.7, annotations=None)
 CONNECTIONS = (1, 16, 64, 128, 256, 384)
 PARTS = (0.25, 0.5, 0.7, 0.85, 0.95)
+VARIANT_CONNECTIONS = (1, 16, 64, 256)
 OPEN_CONNECTIONS = 1024
 MIN_AGREEMENT = 0.97
 STANDS_STILL_S = 280
@@ -384,18 +385,21 @@ def main(arguments: list[str] | None = None) -> int:
     report["offline"] = in_own_process(args.folder, args)
     print(report["offline"], flush=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
-    flags = []
-    for name in names:
-        flags += [f"--{name.replace('_', '-')}", str(how[name])] if how[name] else []
     connections = tuple(map(int, args.connections.split(",")))
-    serving = (args.folder, [*flags, *extra], args.seconds, connections)
-    report["server"] = serve(*serving, spy=args.spy)
+
+    def serving(extra: list[str]) -> list[str]:
+        """The same choices as the job's, but for those that are made otherwise."""
+        told = {f"--{name.replace('_', '-')}": str(how[name]) for name in names if how[name]}
+        flags = [part for flag in told if flag not in extra for part in (flag, told[flag])]
+        return [*flags, *extra]
+
+    report["server"] = serve(args.folder, serving(extra), args.seconds, connections, spy=args.spy)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     # The same with other arguments in place of those behind "--": closed loops alone.
     report["variants"] = []
     for variant in args.variant:
-        more = [*flags, *variant.split()]
-        one = serve(args.folder, more, args.seconds, connections[-2:], parts=())
+        flags = serving(variant.split())
+        one = serve(args.folder, flags, args.seconds, VARIANT_CONNECTIONS, parts=())
         report["variants"].append({"variant": variant, **one})
     most = max(row["rate_per_s"] for row in report["server"]["closed"])
     report["part_of_offline"] = round(most / report["offline"]["rate_per_s"], 4)

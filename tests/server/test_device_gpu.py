@@ -51,8 +51,8 @@ def served(gpu, model):
 
 
 @pytest.fixture(scope="module")
-def on_cpu(model):
-    with saccade.load(model) as made:
+def on_cpu(gpu, model):
+    with saccade.load(model, backend="torch") as made:
         yield made
 
 
