@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bench.native_peers import PEERS, TORCH, load_peer, share_card, within
+from bench.native_peers import LONG, PEERS, TORCH, load_peer, share_card, within
 from saccade.cuda import driver
 from saccade.cuda.runtime import Device
 from saccade.graph.passes.fold_focus import fold_focus
@@ -336,6 +336,8 @@ def run_case(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         peer = PEERS[kind][2]
         start = time.perf_counter()
         try:
+            if kind in LONG:
+                ask(args, "tune", path.stem, batch)
             with within(args.budget_s - (time.monotonic() - started)):
                 h, w = shapes[model.inputs[0].name][2:]
                 contenders[peer] = load_peer(kind, path, batch, (h, w))
@@ -346,13 +348,13 @@ def run_case(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         row["peers_s"][peer] = time.perf_counter() - start
         print(f"{path.stem} b{batch} {peer} in {row['peers_s'][peer]:.1f} s", flush=True)
     save_caches(args, path.stem, batch)
-    wait_for_turn(args, path.stem, batch)
-    stream = device.stream()
     start = time.perf_counter()
     again = built()
     row["again_s"] = time.perf_counter() - start
     row["same_choices"] = [c.way for c in made.choices] == [c.way for c in again.choices]
     again.engine.close()
+    ask(args, "time", path.stem, batch)
+    stream = device.stream()
     raw = stored(made)
     start = time.perf_counter()
     from_bytes, _ = loaded(raw, wanted, KERNELS)
@@ -400,12 +402,19 @@ def run_case(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def wait_for_turn(args: argparse.Namespace, stem: str, batch: int) -> None:
-    """Say that all is built, and wait until nobody else uses the card."""
+def ask(args: argparse.Namespace, what: str, stem: str, batch: int) -> None:
+    """Ask for a turn and wait for it: to let a compiler search ("tune"), which few may do at once,
+    or to be timed ("time"), alone on the card.
+
+    Raises:
+        TimeoutError: There is no time left for this.
+    """
     if args.turns is None:
         return
-    (args.turns / f"ready-{stem}-{batch}").touch()
-    while not (args.turns / f"go-{stem}-{batch}").exists():
+    (args.turns / f"{stem}-{batch}.wants.{what}").touch()
+    while not (args.turns / f"{stem}-{batch}.may.{what}").exists():
+        if (args.turns / f"{stem}-{batch}.no.{what}").exists():
+            raise TimeoutError("its turn did not come in the time for building")
         time.sleep(0.05)
 
 

@@ -19,7 +19,7 @@ from saccade.graph.passes.loading import load_tidy
 from saccade.graph.reading import read_model
 from saccade.types import Plan
 
-__all__ = ["PEERS", "TORCH", "load_peer", "share_card", "within"]
+__all__ = ["LONG", "PEERS", "TORCH", "load_peer", "share_card", "within"]
 
 # Of the command line: back end, its options, name in tables.
 PEERS: dict[str, tuple[str, tuple[tuple[str, str], ...], str]] = {
@@ -30,6 +30,8 @@ PEERS: dict[str, tuple[str, tuple[tuple[str, str], ...], str]] = {
     "ort-nhwc": ("onnxruntime", (("layout", "nhwc"),), "ONNX Runtime CUDA, NHWC"),
 }
 TORCH = ("none", "inductor", "max-autotune")
+# Takes minutes: few networks at a time.
+LONG = ("max-autotune",)
 
 
 def load_peer(kind: str, path: Path, batch: int, size_hw: tuple[int, int]) -> Any:
@@ -75,18 +77,34 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def share_card(lock: Callable[[], Any]) -> None:
-    """Let torch's compilers measure only while they hold the card's lock."""
+def share_card(lock: Callable[[], Any], most_ms: float = 5.0) -> None:
+    """Let torch's compilers measure only while they hold the card's lock, and not for long.
+
+    Args:
+        lock: Gives a context manager.
+        most_ms: Of one candidate, where torch would take 25 or more: many networks share the card.
+    """
     from torch._inductor.runtime import benchmarking
 
-    for name in ("TritonBenchmarker", "InductorBenchmarker", "Benchmarker"):
+    limits: dict[str, dict[str, Any]] = {
+        "TritonBenchmarker": {"warmup": 1, "rep": most_ms},
+        "InductorBenchmarker": {
+            "memory_warmup_iters": 10, "max_benchmark_duration": int(most_ms),
+        },
+    }  # fmt: skip
+    for name, less in limits.items():
         kind = getattr(benchmarking, name, None)
         if kind is None or "benchmark_gpu" not in vars(kind):
             continue
-        own = kind.benchmark_gpu
 
-        def measured(self: Any, *args: Any, _own: Any = own, **options: Any) -> Any:
+        def measured(
+            self: Any,
+            *args: Any,
+            _own: Any = kind.benchmark_gpu,
+            _less: Any = less,
+            **options: Any,
+        ) -> Any:
             with lock():
-                return _own(self, *args, **options)
+                return _own(self, *args, **{**options, **_less})
 
         kind.benchmark_gpu = measured

@@ -49,6 +49,9 @@ CASES = (
 # The longest first: the machine's cores are shared.
 LONGEST = ("retinanet", "yolov8m", "faster", "yolov8s", "deimv2", "resnet50", "cells")
 CORES_EACH = 6
+# Networks for which a compiler searches at the same time, and seconds to end one that is late.
+MOST_TUNING = 5
+GRACE_S = 40
 
 
 def main() -> None:
@@ -70,18 +73,15 @@ def main() -> None:
         workers = {
             case: _start(index, case, args, turns, logs, others) for index, case in enumerate(cases)
         }
-        waiting = set(cases)
-        while waiting and time.monotonic() - started < args.build_s + 60:
-            waiting = {c for c in waiting if not _is_ready(c, workers[c], turns)}
-            time.sleep(0.1)
-        print(f"built in {time.monotonic() - started:.0f} s; late: {[c.stem for c in waiting]}",
+        late = _built(cases, workers, turns, started + args.build_s)
+        print(f"built in {time.monotonic() - started:.0f} s; late: {[c.stem for c in late]}",
               flush=True)  # fmt: skip
-        for case in waiting:
+        for case in late:
             workers[case].kill()
         found: list[dict[str, Any]] = []
         head: dict[str, Any] = {}
-        for case in sorted(set(cases) - waiting, key=CASES.index):
-            (turns / f"go-{case.stem}").touch()
+        for case in sorted(set(cases) - late, key=CASES.index):
+            (turns / f"{case.stem}.may.time").touch()
             workers[case].wait()
             file = turns / f"{case.stem}.json"
             if not file.exists():
@@ -117,8 +117,32 @@ def _start(
     return worker
 
 
-def _is_ready(case: Case, worker: subprocess.Popen[bytes], turns: Path) -> bool:
-    return (turns / f"ready-{case.stem}").exists() or worker.poll() is not None
+def _built(
+    cases: list[Case], workers: dict[Case, subprocess.Popen[bytes]], turns: Path, deadline: float
+) -> set[Case]:
+    """Wait until all are built, and hand out turns to search, the first cases first.
+
+    Returns:
+        Those that were not built in the end.
+    """
+    waiting, tuning, tuned = set(cases), set[Case](), set[Case]()
+    while waiting and time.monotonic() < deadline + GRACE_S:
+        for case in list(waiting):
+            if (turns / f"{case.stem}.wants.time").exists() or workers[case].poll() is not None:
+                waiting.discard(case)
+                tuning.discard(case)
+        is_over = time.monotonic() > deadline
+        for case in sorted(waiting - tuned, key=CASES.index):
+            if not (turns / f"{case.stem}.wants.tune").exists():
+                continue
+            if not is_over and len(tuning) >= MOST_TUNING:
+                break
+            (turns / f"{case.stem}.{'no' if is_over else 'may'}.tune").touch()
+            tuned.add(case)
+            if not is_over:
+                tuning.add(case)
+        time.sleep(0.1)
+    return waiting
 
 
 def _line(row: dict[str, Any]) -> str:
