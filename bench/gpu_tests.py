@@ -40,6 +40,8 @@ PLANS: tuple[tuple[str, str, str, int, dict[str, str]], ...] = (
     ("yolox_nano_416", "torch", "fp16", 1, {}),
     ("cells_640", "onnxruntime", "fp16", 32, {}),
     ("cells_640", "native", "fp16", 32, {}),
+    ("yolox_nano_416", "onnxruntime", "fp16", 8, {}),
+    ("yolox_nano_416", "native", "fp16", 32, {}),
 )
 
 

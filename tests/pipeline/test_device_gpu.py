@@ -210,7 +210,7 @@ def test_memory_is_told_and_limited(gpu, model, rng):
     assert parts["sum"].measured_bytes > parts["slots"].measured_bytes
     needed = parts["sum"].predicted_bytes
     with (
-        saccade.load(model, device=gpu, gpu_memory=needed // 2) as small,
+        saccade.load(model, device=gpu, gpu_memory=needed // 3) as small,
         pytest.raises(BuildError, match=r"--gpu-memory|largest batch"),
     ):
         list(saccade.run(small, pictures))
