@@ -262,7 +262,7 @@ def test_memory_of_the_gpu_is_shared(served, on_cpu, rng):
 def test_what_is_told_is_true(served, gpu):
     assert "cuda_shared_memory" in served.json("/v2")["extensions"]
     group = served.json("/v2/models/net/config")["instance_group"][0]
-    assert group["kind"] == "KIND_GPU"
+    assert (group["kind"], group["gpus"]) == ("KIND_GPU", [0])
     _, _, text = served.get("/metrics")
     lines = text.decode().splitlines()
     assert any("saccade_model_info" in line and f'device="{gpu}"' in line for line in lines)
@@ -271,6 +271,21 @@ def test_what_is_told_is_true(served, gpu):
         assert time.monotonic() < deadline_s, text
         lines = served.get("/metrics")[2].decode().splitlines()
     assert any("gpu_memory" in line for line in lines)
+
+
+def test_the_model_is_loaded_anew_without_losing_a_request(served, on_cpu):
+    picture = encoded((200, 30, 90), "JPEG", quality=95)
+    wanted = on_cpu(picture)
+    with ThreadPoolExecutor(9) as pool:
+        loading = pool.submit(served.ask, "POST", "/v2/repository/models/net/load", b"")
+        num = 0
+        while not loading.done() or num < 50:
+            answers = list(pool.map(lambda _: detect(served, picture), range(8)))
+            assert all(status == 200 for status, _ in answers), answers
+            num += len(answers)
+        assert loading.result()[0] == 200, loading.result()
+    for _, told in answers:
+        assert_found(told, wanted)
 
 
 def test_too_little_memory_is_refused(gpu, model):

@@ -100,7 +100,7 @@ class Fleet:
             front.log.event("model refused", **told, why=entry.reason)
             await self._unload_everywhere(entry)
             raise
-        entry.details = msgspec.json.decode(details)
+        entry.details = details
         entry.state = "READY"
         front.dispatcher.suit(entry)
         before = repository.put(entry)
@@ -112,17 +112,20 @@ class Fleet:
             front.spawn(self._retire(before))
         return entry
 
-    async def _load_everywhere(self, entry: ModelEntry) -> bytes:
-        """Load in all processes that are up, those that come up meanwhile too."""
+    async def _load_everywhere(self, entry: ModelEntry) -> dict[str, Any]:
+        """Load in all processes that are up, those that come up meanwhile too; what one of them
+        says of the model, with the devices of all."""
         done: set[int] = set()
-        details = b""
+        details: dict[str, Any] = {}
+        devices: set[str] = set()
         while missing := [engine for engine in self._up if engine.pid not in done]:
             pids = [engine.pid for engine in missing]
             work = (self._load_in(engine, entry) for engine in missing)
             for answer in await asyncio.gather(*work, return_exceptions=True):
                 if isinstance(answer, BaseException):
                     raise answer
-                details = answer
+                details = msgspec.json.decode(answer)
+                devices.add(details["plan"]["device"])
             done.update(pids)
         if not details:
             raise Problem(
@@ -132,6 +135,7 @@ class Fleet:
                 "try again in a moment",
                 retry_after_s=1,
             )
+        details["plan"]["device"] = ",".join(sorted(devices))
         return details
 
     async def _load_in(self, engine: Engine, entry: ModelEntry) -> bytes:

@@ -59,6 +59,7 @@ def config_of(entry: ModelEntry | Face) -> dict[str, Any]:
     """The model's configuration in Triton's words. max_batch_size is 0: shapes are given in full,
     with the batch, as in the metadata."""
     plan = entry.details["plan"]
+    gpus = [int(name[5:]) for name in plan["device"].split(",") if name.startswith("cuda:")]
     return {
         "name": entry.name,
         "platform": "",
@@ -70,8 +71,9 @@ def config_of(entry: ModelEntry | Face) -> dict[str, Any]:
         "instance_group": [
             {
                 "name": entry.name,
-                "kind": "KIND_GPU" if plan["device"].startswith("cuda") else "KIND_CPU",
+                "kind": "KIND_GPU" if gpus else "KIND_CPU",
                 "count": plan["streams"],
+                **({"gpus": gpus} if gpus else {}),
             }
         ],
         "default_model_filename": "model.onnx",
