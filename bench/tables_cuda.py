@@ -28,6 +28,7 @@ def cuda_tables() -> dict[str, str]:
     """Each mark's name and its table."""
     makers: dict[str, Callable[[], str]] = {
         "machine": machine,
+        "bars": bars,
         "path": rates,
         "memory": memory,
         "large": large,
@@ -112,6 +113,61 @@ def rates() -> str:
         f"pictures {reserved} blocks were reserved on the device or pinned, and {lost} bytes of "
         "the device's memory were lost.\n"
     )
+
+
+def bars() -> str:
+    """Each number that was asked for beside what was found."""
+    runs = section("rates") + section("best")
+    shares = [row["sustained"]["median"]["pictures_per_s"] / per_s(row) for row in runs]
+    rates = [row["sustained"]["median"]["pictures_per_s"] for row in runs]
+    (fast,) = section("best")
+    own = fast["sustained"]["median"]["pictures_per_s"]
+    times = [own / row["pictures_per_s"] for row in section("ultralytics")]
+    hd = [
+        turn["pictures_per_s"] / turn["nvjpeg_pictures_per_s"]
+        for row in section("full_hd")
+        for turn in row["rounds"]
+    ]
+    frame = next(row for row in read("cuda_calls.json")["rows"] if row["backend"] == "torch")
+    call, (jpeg,) = frame["product"], section("latency")
+    taken = [r["allocations"] for row in runs for r in row["sustained"]["rounds"]]
+    aps = [row["ap"] for row in (*runs, frame)]
+    agreements = [row["agreement"] for row in (*runs, frame)]
+    return markdown(
+        [
+            ["what", "asked for", "found"],
+            ["bare engine, best batch, pictures/s", "10,000", number(max(map(per_s, runs)))],
+            [
+                "JPEG to boxes, of the bare engine",
+                "0.85",
+                f"{min(shares):.3f} to {max(shares):.3f}",
+            ],
+            ["JPEG to boxes, pictures/s", "8,500", f"{number(min(rates))} to {number(max(rates))}"],
+            [
+                "the same, over Ultralytics",
+                "12 times",
+                f"{min(times):.1f} to {max(times):.1f} times",
+            ],
+            ["1080p, of nvJPEG", "0.90", f"{min(hd):.3f} to {max(hd):.3f}"],
+            ["frame in pinned memory, p50", "1.0 ms", f"{call['p50_us'] / 1000:.3f} ms"],
+            ["the same, p99 over p50", "1.1", f"{call['p99_us'] / call['p50_us']:.3f}"],
+            ["JPEG, p50", "1.5 ms", f"{jpeg['jpeg']['p50_ms']:.3f} ms"],
+            ["allocations in the steady state", "0", str(sum(taken))],
+            ["AP, .579 within .003", "0.576 to 0.582", f"{min(aps):.4f} to {max(aps):.4f}"],
+            ["AP of agreement with the CPU in FP32", "0.97", f"{min(agreements):.3f}"],
+            ["two GPUs, times one", "1.9", two_gpus()],
+        ]
+    )
+
+
+def two_gpus() -> str:
+    report = read("cuda_devices.json")
+    alone = statistics.mean(statistics.median(one) for one in report["processes"]["alone"])
+    found = [f"{statistics.median(report['processes']['both']) / alone:.2f} (paths)"]
+    if "jobs" in report:
+        *each, both = (job["pictures_per_s"] for job in report["jobs"])
+        found.append(f"{both / statistics.mean(each):.2f} (`saccade.run` by name)")
+    return ", ".join(found)
 
 
 def memory() -> str:

@@ -86,21 +86,29 @@ class MemoryBook:
         self.free_bytes = self.total_bytes = 0
         self.shared_bytes = 0
         self._uuid = uuid_of(index)
+        # NVML tells this process's own share, or, in some containers, the card's sum alone.
+        self._counts_own = False
         seen = memory_of_gpu(self._uuid)
         self._before_bytes = seen.used_bytes if seen else None
+        self._own_before_bytes = (seen.own_bytes or 0) if seen else 0
 
     def opened(self, device: Device) -> None:
         """Look at the card now that its context is open."""
         self.free_bytes, self.total_bytes = device.memory()
         self.shared_bytes = device.shared_bytes
+        seen = memory_of_gpu(self._uuid)
+        if seen is not None and seen.own_bytes:
+            self._counts_own, self._before_bytes = True, self._own_before_bytes
         used = self._used(device)
         self.context_bytes = max(used - self._base(used), 0)
         self._after_open_bytes = used
 
     def _used(self, device: Device) -> int:
         seen = memory_of_gpu(self._uuid)
+        if seen is not None:
+            return (seen.own_bytes or 0) if self._counts_own else seen.used_bytes
         free, total = device.memory()
-        return seen.used_bytes if seen else total - free
+        return total - free
 
     def _base(self, used: int) -> int:
         # Without NVML nobody can look before the context is there: it then counts as nothing.
