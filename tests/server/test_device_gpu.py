@@ -271,6 +271,10 @@ def test_what_is_told_is_true(served, gpu):
         assert time.monotonic() < deadline_s, text
         lines = served.get("/metrics")[2].decode().splitlines()
     assert any("gpu_memory" in line for line in lines)
+    decoded = [line for line in lines if line.startswith("saccade_engine_decoded_pictures_total")]
+    assert {'decoder="gpu"', 'decoder="cpu"'} == {
+        part for line in decoded for part in line.replace("}", ",").split(",") if "decoder" in part
+    }
 
 
 def test_the_model_is_loaded_anew_without_losing_a_request(served, on_cpu):

@@ -72,6 +72,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("engine", "device"),
         "Processor seconds of an engine process.",
     ),
+    "saccade_engine_decoded_pictures_total": (
+        "counter",
+        ("engine", "device", "decoder"),
+        "Pictures for the batches of a GPU, by whether it or the CPU decoded them.",
+    ),
     "saccade_gpu_memory_used_bytes": ("gauge", ("gpu", "name"), "Device memory in use."),
     "saccade_gpu_memory_total_bytes": ("gauge", ("gpu", "name"), "Device memory of the card."),
     "saccade_gpu_busy_ratio": (
@@ -126,6 +131,9 @@ def exposition(
         labels = (str(number), str(told.get("device", "cpu")))
         _add(families, "saccade_engine_resident_memory_bytes", labels, told.get("rss_bytes", 0))
         _add(families, "saccade_engine_cpu_seconds_total", labels, told.get("cpu_s", 0.0))
+        for decoder in ("gpu", "cpu") if labels[1] != "cpu" else ():
+            num = told.get(f"decoded_on_{decoder}", 0)
+            _add(families, "saccade_engine_decoded_pictures_total", (*labels, decoder), num)
     for gpu in gpus:
         labels = (str(gpu["index"]), str(gpu["name"]))
         _add(families, "saccade_gpu_memory_used_bytes", labels, gpu["memory_used_bytes"])
