@@ -8,5 +8,6 @@ python=${PYTHON:-.venv/bin/python}
 "$python" -m bench.serve.identity --rounds 3
 "$python" -m bench.serve.tensor --rounds 3
 "$python" -m bench.serve.harness cells_640 --contenders saccade,triton,fastapi,litserve,mlserver --rounds 2 --seconds 6
+"$python" -m bench.serve.bundle --rounds 2 --seconds 6
 "$python" -m bench.serve.abuse
 "$python" -m bench.tables

@@ -87,8 +87,8 @@ def names_of(wanted: str | None) -> list[str]:
 class Contender:
     """One server under test, with its requests, its checked answers and its results."""
 
-    def __init__(self, case: Case, name: str, jpegs: list[bytes]) -> None:
-        self.module = importlib.import_module(f"bench.serve.contenders.{name}")
+    def __init__(self, case: Case, name: str, jpegs: list[bytes], module: Any = None) -> None:
+        self.module = module or importlib.import_module(f"bench.serve.contenders.{name}")
         self.case, self.name = case, name
         self.entry: dict[str, Any] = {"label": self.module.LABEL, "note": self.module.NOTE}
         self.raw = [self.module.request(case, jpeg) for jpeg in jpegs]
@@ -270,7 +270,8 @@ class Comparison:
         contender.entry["versions"] = contender.module.versions()
         contender.expected = contender.answer_all()
         answers = dict(zip(self.paths, contender.expected, strict=True))
-        contender.entry["check"] = check(self.case, "agreement", wanted, answers)
+        rule = getattr(contender.module, "RULE", "agreement")
+        contender.entry["check"] = check(self.case, rule, wanted, answers)
         if not contender.entry["check"]["passed"]:
             contender.entry["refused"] = "its answers are wrong, so it has no speed"
             say(f"{contender.name} refused: {contender.entry['check']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,7 +122,8 @@ def serve(
     Parameters
     ----------
     models
-        Bundles or ONNX files; NAME=PATH or NAME:VERSION=PATH gives a name.
+        Bundles or ONNX files; NAME=PATH or NAME:VERSION=PATH gives a name. Without any it starts
+        empty and needs --model-root: clients then say what to load.
     given
         How models are read and run; bundles have their own.
     network
@@ -147,6 +149,8 @@ def serve(
     network = network or NetworkOptions()
     limits = limits or LimitOptions()
     engine = engine or EngineOptions()
+    if not models:
+        _check_empty(network)
     devices = _devices(given)
     keys = given.contract_keys()
     options = ServeOptions(
@@ -192,6 +196,20 @@ def serve(
 
     run([read_source(text) for text in models], options, on_ready=on_ready)
     return 0
+
+
+def _check_empty(network: NetworkOptions) -> None:
+    """A server without models is of use only if clients can load some; say which it is."""
+    if network.model_root is None or not network.load:
+        raise InputError(
+            "a server must be given models, or --model-root for clients to load some from, there "
+            "is neither; run for example: saccade serve model.onnx"
+        )
+    print(
+        f"saccade: no models are given; clients can load them from {network.model_root} with "
+        "POST /v2/repository/models/NAME/load",
+        file=sys.stderr,
+    )
 
 
 def _devices(given: ModelOptions) -> tuple[str, ...]:
