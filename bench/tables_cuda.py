@@ -5,7 +5,8 @@
 is from `bench.cuda_kernels`; `cuda_jitter.json` is `parts` of `bench.cuda_path`, in turns with the
 driver told to spin; `cuda_path_decoding.json` is of the second round, whose variants are
 not in the code any more. `cuda_calls.json` is from `bench.cuda_calls`, `cuda_engines.json` and
-`cuda_soak.json` are sections of `bench.cuda_path`, `gpu_tests.json` is from `bench.gpu_tests`.
+`cuda_soak.json` are sections of `bench.cuda_path`, `gpu_tests.json` is from `bench.gpu_tests`, `cuda_bench.json` from
+`saccade bench --device cuda:0`.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def bars() -> str:
     ]
     frame = next(row for row in read("cuda_calls.json")["rows"] if row["backend"] == "torch")
     call, (jpeg,) = frame["product"], section("latency")
+    bench = read("cuda_bench.json")
     taken = [r["allocations"] for row in runs for r in row["sustained"]["rounds"]]
     aps = [row["ap"] for row in (*runs, frame)]
     agreements = [row["agreement"] for row in (*runs, frame)]
@@ -143,6 +145,11 @@ def bars() -> str:
                 f"{min(shares):.3f} to {max(shares):.3f}",
             ],
             ["JPEG to boxes, pictures/s", "8,500", f"{number(min(rates))} to {number(max(rates))}"],
+            [
+                "the same by `saccade bench`, files by name",
+                "0.85",
+                f"{bench['of_engine']:.3f}, {number(bench['overlapped_median_per_s'])} pictures/s",
+            ],
             [
                 "the same, over Ultralytics",
                 "12 times",
