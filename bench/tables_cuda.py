@@ -5,8 +5,8 @@
 is from `bench.cuda_kernels`; `cuda_jitter.json` is `parts` of `bench.cuda_path`, in turns with the
 driver told to spin; `cuda_path_decoding.json` is of the second round, whose variants are
 not in the code any more. `cuda_calls.json` is from `bench.cuda_calls`, `cuda_engines.json` and
-`cuda_soak.json` are sections of `bench.cuda_path`, `gpu_tests.json` is from `bench.gpu_tests`, `cuda_bench.json` from
-`saccade bench --device cuda:0`.
+`cuda_soak.json` are sections of `bench.cuda_path`, `gpu_tests.json` is from `bench.gpu_tests`,
+`cuda_bench.json` from `saccade bench --device cuda:0`.
 """
 
 from __future__ import annotations
