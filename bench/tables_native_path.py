@@ -26,6 +26,7 @@ def native_path_tables() -> dict[str, str]:
     makers: dict[str, Callable[[Row], str]] = {
         "rates": rates,
         "where": where,
+        "loads": loads,
         "bundle": bundle,
         "refused": refused,
     }
@@ -79,6 +80,16 @@ def where(report: Row) -> str:
                     *(f"{middle[name]:,.0f}" for name in names),
                 ]
             )
+    return markdown(lines)
+
+
+def loads(report: Row) -> str:
+    """Seconds of each engine's first load, and of the next."""
+    lines = [["network", "batch", "kernels measured and built, s", "from its bytes, s"]]
+    lines += [
+        [row["model"], str(row["batch"]), f"{row['load_s']:.1f}", f"{row['stored_s']:.2f}"]
+        for row in report["rows"]
+    ]
     return markdown(lines)
 
 

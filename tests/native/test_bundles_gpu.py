@@ -22,6 +22,7 @@ from saccade.cli.detect import detect
 from saccade.cli.inspect import inspect
 from saccade.errors import BuildError
 from saccade.graph.reading import read_model
+from saccade.native.kernels.registry import KERNELS
 from saccade.types import Plan
 from saccade.vision.draw import encode_jpeg
 
@@ -31,7 +32,7 @@ CHECKED = ("batch 1 at 32x32", "batch 4 at 32x32")
 
 @pytest.fixture
 def cache(device, tmp_path, monkeypatch):
-    folder = tmp_path / "cache" / "cubins"
+    folder = tmp_path / "cache"
     monkeypatch.setenv("SACCADE_CACHE", str(folder))
     return folder
 
@@ -71,14 +72,14 @@ def test_engines_that_the_gate_ran_are_loaded_as_they_are(bundle, cache, picture
     assert sorted(one["batch"] for one in told.values()) == [1, 4]
     assert all(one["is_verified"] for one in told.values())
     # Nothing but the bundle is left to load from.
-    kept = list((cache.parent / "native-engines").iterdir())
+    kept = list((cache / "native-engines").iterdir())
     for path in kept:
         path.unlink()
     with saccade.load(bundle.path) as detector:
         assert len(detector(picture)) == 1
         (result,) = saccade.run(detector, [picture], batch=4)
         assert result.detections is not None
-    assert not list((cache.parent / "native-engines").glob("*.native"))
+    assert not list((cache / "native-engines").glob("*.native"))
     assert inspect(bundle.path, json=True) == 0
     found = json.loads(capsys.readouterr().out)["native"]
     for one in found.values():
@@ -89,7 +90,7 @@ def test_engines_that_the_gate_ran_are_loaded_as_they_are(bundle, cache, picture
 def test_the_same_times_give_the_same_bytes(bundle, cache):
     native = backends.get("native")
     model = read_model(bundle.model_path)
-    for path in (cache.parent / "native-engines").iterdir():
+    for path in (cache / "native-engines").iterdir():
         path.unlink()
     before = engines(bundle.path)
     assert before
@@ -98,6 +99,18 @@ def test_the_same_times_give_the_same_bytes(bundle, cache):
         native.load_device(model, plan, (32, 32)).close()
         stored = native.stored(model, plan, (32, 32))
         assert stored.data == before[f"{stored.target}.engine"]
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_of_other_kernels_is_refused_with_what_to_do(bundle, monkeypatch):
+    native = backends.get("native")
+    model = read_model(bundle.model_path)
+    monkeypatch.setitem(vars(KERNELS), "version", "another")
+    plan = dataclasses.replace(bundle.plan, batch=4)
+    with pytest.raises(BuildError, match=r"here is another; build again .*: saccade build --from"):
+        native.load_device(model, plan, (32, 32))
+    with pytest.raises(BuildError, match=r"does not fit here: back end must be kernels .* another"):
+        saccade.load(bundle.path)
 
 
 @pytest.mark.timeout(300)
@@ -117,4 +130,4 @@ def test_a_node_that_is_not_covered_is_named_with_who_can_run_it(cache, tmp_path
             output=tmp_path / "out",
             how=ModelOptions(backend="native", device="cuda:0"),
         )
-    assert not list(cache.parent.rglob("*.engine"))
+    assert not list(cache.rglob("*.engine"))

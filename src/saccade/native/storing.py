@@ -96,7 +96,9 @@ def from_folder(request: Request, folder: Path, kernels: Kernels) -> NativeEngin
     try:
         return loaded(raw, request.plan, kernels)[0]
     except BuildError as exc:
-        raise BuildError(f"{found[0]}: {exc}") from exc.__cause__
+        raise BuildError(
+            f"{found[0]}: {exc}: saccade build --from {folder.parent} -o NEW_FOLDER"
+        ) from exc.__cause__
 
 
 def obtain(
