@@ -120,7 +120,7 @@ def measure_ap(path: Path, args: argparse.Namespace) -> dict[str, Any]:
             detector, args.labels, args.images, options=RunOptions(batch=args.batch)
         )
     return {
-        "ap": report.metrics.ap,
+        "ap": report.metrics.AP,
         "errors": report.num_errors,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -133,6 +133,14 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     protos = {"fp16": proto, "int8": proto_of(args.int8, args.batch)[0]}
     if "fp8" in args.kinds:
         protos["fp8"] = to_e4m3(protos["int8"])
+    (key,) = shapes
+    few = {key: read_pictures(args.images, (2, *shapes[key][1:])) * np.float32(args.highest)}
+    feeds = {key: np.concatenate([few[key]] * -(-args.batch // 2))[: args.batch]}
+    whole = -(-args.batch // 2)
+    want = {
+        kind: {n: np.concatenate([a] * whole)[: args.batch] for n, a in on_cpu(path, few).items()}
+        for kind, path in files.items()
+    }
     made: dict[str, Any] = {}
     row: dict[str, Any] = {"model": args.fp32.stem, "batch": args.batch, "kinds": {}}
     for kind, one in protos.items():
@@ -146,14 +154,6 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         print(f"{kind} built in {seconds:.1f} s", flush=True)
         row["kinds"][kind] = {"build_s": round(seconds, 1), **mix_of(made[kind])}
-    (key,) = shapes
-    few = {key: read_pictures(args.images, (2, *shapes[key][1:])) * np.float32(args.highest)}
-    feeds = {key: np.concatenate([few[key]] * -(-args.batch // 2))[: args.batch]}
-    whole = -(-args.batch // 2)
-    want = {
-        kind: {n: np.concatenate([a] * whole)[: args.batch] for n, a in on_cpu(path, few).items()}
-        for kind, path in files.items()
-    }
     device = Device(0)
     stream = device.stream()
     for kind, one in made.items():

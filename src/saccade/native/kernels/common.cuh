@@ -85,12 +85,15 @@ __device__ __forceinline__ u32 pack_e4m3(float low, float high) {
 // 1.5 * 2^23 is added, the lowest bits of a float are a whole number.
 #define WHOLE 12582912.0f
 template <typename T> __device__ __forceinline__ u32 codes(const float* v, float inverse) {
-    u32 b[4];
+    // The bits of floats are in the order of the floats, as long as these are positive.
+    int b[4];
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        b[i] = __float_as_uint(
-            fminf(fmaxf(fmaf(v[i], inverse, WHOLE), WHOLE - 128.0f), WHOLE + 127.0f));
-    return __byte_perm(__byte_perm(b[0], b[1], 0x0040), __byte_perm(b[2], b[3], 0x0040), 0x5410);
+        b[i] = __float_as_int(fmaxf(fmaf(v[i], inverse, WHOLE), 0.0f)) - __float_as_int(WHOLE);
+    u32 high, out;
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(b[3]), "r"(b[2]));
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(b[1]), "r"(b[0]), "r"(high));
+    return out;
 }
 #if __CUDA_ARCH__ >= 890
 template <> __device__ __forceinline__ u32 codes<e4m3>(const float* v, float inverse) {

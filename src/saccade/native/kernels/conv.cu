@@ -20,6 +20,9 @@
 // places. Sums of whole numbers are whole; they begin with the bits of 1.5 * 2^23 where they cannot
 // leave its binade, which makes a float of them by a subtraction.
 //
+// Pictures of eight channels (16 codes) have pixels of 16 bytes, without a gap, and a product takes
+// two taps of the kernel: the first half of a warp reads rows at the one, the second at the other.
+//
 // The blocks are persistent: with RESIDENT weights, a block keeps them for all of its tiles. Loads
 // run STAGES - 1 chunks ahead, over tile borders.
 
@@ -62,19 +65,23 @@ struct Conv {
 #define MULTIPLY multiply<ELEMENT>
 #endif
 __device__ __forceinline__ float as_sum(float v) { return v; }
-__device__ __forceinline__ float as_sum(int v) {
-    return IS_SMALL ? __int_as_float(v) - WHOLE : (float)v;
-}
+// What small sums have too much (WHOLE) is taken off in the bias.
+__device__ __forceinline__ float as_sum(int v) { return IS_SMALL ? __int_as_float(v) : (float)v; }
+// To codes, SiLU takes half of its argument: then gain and bias are halves, too.
+#define HALVED (EIGHT && ACT == SILU && RESIDUAL != 1 && sizeof(OUT) == 1)
 
 #define IH ((TH - 1) * SH + (KH - 1) * DH + 1)
 #define IW ((TW - 1) * SW + (KW - 1) * DW + 1)
 #define SIDE ((IW + SW - 1) / SW)
 #define ROW (SIDE * SW)
-#define PIXEL_BYTES (CC * 2 + 16)
+#define FOLD (CC == 8)
+#define PIXEL_BYTES (FOLD ? 16 : CC * 2 + 16)
 #define INPUT_BYTES (IH * ROW * PIXEL_BYTES)
 #define TAPS (KH * KW)
-#define KK (CC / 16)
-#define CHUNK_WEIGHTS (TAPS * KK * (BN / 16) * 512)
+#define KK (FOLD ? 1 : CC / 16)
+// Products of a warp per chunk, one after another.
+#define DEPTHS (FOLD ? (TAPS + 1) / 2 : TAPS * (KK / WK))
+#define CHUNK_WEIGHTS (DEPTHS * WK * (BN / 16) * 512)
 #define THREADS (WM * WN * WK * 32)
 #define GROUP (NI % 4 == 0 ? 4 : 2)
 #define NUM_GROUPS (NI / GROUP)
@@ -97,6 +104,12 @@ __device__ __forceinline__ float as_sum(int v) {
 // Shared memory: weights (of all chunks, or one per stage), then inputs per stage, then partial
 // sums of the warps that share a tile's products.
 extern __shared__ __align__(16) u8 shared[];
+
+// Where a tap of the kernel reads, from where the first one does.
+__device__ __forceinline__ constexpr int tap_offset(int tap) {
+    const int column = tap % KW * DW, row = tap / KW * DH;
+    return (row * ROW + column % SW * SIDE + column / SW) * PIXEL_BYTES;
+}
 
 struct Tile { int n, y0, x0; };
 
@@ -193,8 +206,38 @@ __device__ __forceinline__ void begin(const float* bias, bool has_bias, SUM (&su
 #endif
 }
 
+// Codes of a residual are few words: they are asked for before a tile's last products.
+#define AHEAD (RESIDUAL && sizeof(RES) == 1 && RES_WIDE && CHANNELS % BN == 0)
+#define NUM_AHEAD (AHEAD ? MI * 2 * NUM_GROUPS * (HELD / 4) : 1)
+
+__device__ __forceinline__ void ask_ahead(const Conv& conv, Tile tile, int channel0, int m0,
+                                          u32 (&ahead)[NUM_AHEAD]) {
+    int lane = threadIdx.x % 32;
+    int first = tile.y0 * OUT_W + tile.x0;
+#pragma unroll
+    for (int group = 0; group < NUM_GROUPS; group++) {
+        int channel = channel0 + group * GROUP * 8 + (lane % 4) * HELD;
+#pragma unroll
+        for (int mi = 0; mi < MI; mi++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int m = m0 + mi * NEXT_ROW + lane / 4 + half * 8;
+                if (WM * MI * 16 != TH * TW && m >= TH * TW) continue;
+                if (OUT_H % TH != 0 && tile.y0 + m / TW >= OUT_H) continue;
+                if (OUT_W % TW != 0 && tile.x0 + m % TW >= OUT_W) continue;
+                int pixel = first + m / TW * OUT_W + m % TW;
+                const RES* from =
+                    conv.residual + tile.n * RESIDUAL_IMAGE + pixel * RESIDUAL_PITCH + channel;
+#pragma unroll
+                for (int i = 0; i < HELD / 4; i++)
+                    ahead[AHEAD ? ((group * MI + mi) * 2 + half) * (HELD / 4) + i : 0] =
+                        *(const u32*)(from + 4 * i);
+            }
+    }
+}
+
 __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0, int m0,
-                                       SUM (&sums)[MI][NI][4]) {
+                                       const u32 (&ahead)[NUM_AHEAD], SUM (&sums)[MI][NI][4]) {
     int lane = threadIdx.x % 32;
     int first = tile.y0 * OUT_W + tile.x0;
 #pragma unroll
@@ -237,7 +280,10 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                     if (RES_WIDE && channel + HELD <= CHANNELS) {
 #pragma unroll
                         for (int i = 0; i < HELD; i += 4) {
-                            if constexpr (sizeof(RES) == 1)
+                            if constexpr (AHEAD)
+                                numbers<RES>(ahead[AHEAD ? ((group * MI + mi) * 2 + half) *
+                                                               (HELD / 4) + i / 4 : 0], add + i);
+                            else if constexpr (sizeof(RES) == 1)
                                 numbers<RES>(*(const u32*)(from + i), add + i);
                             else {
                                 uint2 pair = *(const uint2*)(from + i);
@@ -261,7 +307,12 @@ __device__ __forceinline__ void finish(const Conv& conv, Tile tile, int channel0
                     for (int i = 0; i < HELD; i++) v[i] += add[i];
                 }
 #pragma unroll
-                for (int i = 0; i < HELD; i += 4) activate4<ACT>(v + i, ACT_A, ACT_B);
+                for (int i = 0; i < HELD; i += 4)
+                    if constexpr (HALVED) {
+#pragma unroll
+                        for (int j = i; j < i + 4; j++) v[j] = silu_of_half(v[j]);
+                    } else
+                        activate4<ACT>(v + i, ACT_A, ACT_B);
 #pragma unroll
                 for (int i = 0; i < HELD; i++) v[i] *= SCALE;
                 if constexpr (RESIDUAL == 2) {
@@ -354,11 +405,17 @@ conv(const __grid_constant__ Conv conv) {
 #pragma unroll
     for (int mi = 0; mi < MI; mi++) {
         int m = min(m0 + mi * NEXT_ROW + lane % 16, TH * TW - 1);
-        rows_at[mi] = (m / TW * SH * ROW + m % TW) * PIXEL_BYTES + lane / 16 * 16 +
-                      wk * (KK / WK) * 32;
+        rows_at[mi] = (m / TW * SH * ROW + m % TW) * PIXEL_BYTES +
+                      (FOLD ? 0 : lane / 16 * 16) + wk * (KK / WK) * 32;
     }
+    int folded[FOLD ? DEPTHS : 1];
+    if constexpr (FOLD)
+#pragma unroll
+        for (int k = 0; k < DEPTHS; k++)
+            folded[k] = tap_offset(min(lane < 16 ? 2 * k : 2 * k + 1, TAPS - 1));
 
     SUM sums[MI][NI][4];
+    u32 ahead[NUM_AHEAD];
     int tile_index = worker, chunk = 0, stage = 0;
     for (int step = 0; step < steps; step++) {
         if (chunk == 0) begin(conv.bias + block_n * BN + wn * NI * 8, wk == 0, sums);
@@ -377,6 +434,8 @@ conv(const __grid_constant__ Conv conv) {
             if (step + STAGES - 1 < steps) load_next(true);
             commit_async();
         }
+        if (AHEAD && chunk == CHUNKS - 1 && wk == 0)
+            ask_ahead(conv, tile_at(tile_index), block_n * BN + wn * NI * 8, m0, ahead);
         u32 input = inputs_at + stage * INPUT_BYTES;
         u32 chunk_weights = weights_at + (RESIDENT ? chunk : stage) * CHUNK_WEIGHTS;
 #if USE_WGMMA
@@ -385,14 +444,15 @@ conv(const __grid_constant__ Conv conv) {
         u64 tiles = tiles_of(chunk_weights + wn * NI * 128, BN * 16);
         order_products();
 #pragma unroll
-        for (int k = 0; k < TAPS * KK; k++) {
-            const int column = k / KK % KW * DW, row = k / KK / KW * DH;
-            const int offset = (row * ROW + column % SW * SIDE + column / SW) * PIXEL_BYTES +
-                               k % KK * 32;
+        for (int k = 0; k < DEPTHS; k++) {
+            const int offset = FOLD ? folded[FOLD ? k : 0] : tap_offset(k / KK) + k % KK * 32;
             if (k >= 2) wait_products<1>();
 #pragma unroll
             for (int mi = 0; mi < MI; mi++)
                 load_matrices(a[k % 2][mi], input + rows_at[mi] + offset);
+            if (FOLD && TAPS % 2 == 1 && k == DEPTHS - 1)
+#pragma unroll
+                for (int mi = 0; mi < MI; mi++) a[k % 2][mi][2] = a[k % 2][mi][3] = 0;
             order_products();
 #pragma unroll
             for (int mi = 0; mi < MI; mi++)
@@ -404,31 +464,28 @@ conv(const __grid_constant__ Conv conv) {
         u32 fragments = chunk_weights +
                         wn * (NI / 2) * 512 + lane * 16 + wk * (KK / WK) * (BN / 16) * 512;
 #pragma unroll
-        for (int ky = 0; ky < KH; ky++)
+        for (int k = 0; k < DEPTHS; k++) {
+            const int tap = k / (KK / WK), kk = k % (KK / WK);
+            const int offset = FOLD ? folded[FOLD ? k : 0] : tap_offset(tap) + kk * 32;
+            const int from = (tap * KK + kk) * (BN / 16) * 512;
+            u32 a[MI][4];
+            uint4 b[NI / 2];
 #pragma unroll
-            for (int kx = 0; kx < KW; kx++)
+            for (int q = 0; q < NI / 2; q++) b[q] = load_shared16(fragments + from + q * 512);
 #pragma unroll
-                for (int kk = 0; kk < KK / WK; kk++) {
-                    const int column = kx * DW;
-                    const int offset = (ky * DH * ROW + column % SW * SIDE + column / SW) *
-                                           PIXEL_BYTES + kk * 32;
-                    const int tap = ((ky * KW + kx) * KK + kk) * (BN / 16) * 512;
-                    u32 a[MI][4];
-                    uint4 b[NI / 2];
+            for (int mi = 0; mi < MI; mi++)
+                load_matrices(a[mi], input + rows_at[mi] + offset);
+            if (FOLD && TAPS % 2 == 1 && k == DEPTHS - 1)
 #pragma unroll
-                    for (int q = 0; q < NI / 2; q++)
-                        b[q] = load_shared16(fragments + tap + q * 512);
+                for (int mi = 0; mi < MI; mi++) a[mi][2] = a[mi][3] = 0;
 #pragma unroll
-                    for (int mi = 0; mi < MI; mi++)
-                        load_matrices(a[mi], input + rows_at[mi] + offset);
+            for (int mi = 0; mi < MI; mi++)
 #pragma unroll
-                    for (int mi = 0; mi < MI; mi++)
-#pragma unroll
-                        for (int q = 0; q < NI / 2; q++) {
-                            MULTIPLY(sums[mi][2 * q], a[mi], b[q].x, b[q].y);
-                            MULTIPLY(sums[mi][2 * q + 1], a[mi], b[q].z, b[q].w);
-                        }
+                for (int q = 0; q < NI / 2; q++) {
+                    MULTIPLY(sums[mi][2 * q], a[mi], b[q].x, b[q].y);
+                    MULTIPLY(sums[mi][2 * q + 1], a[mi], b[q].z, b[q].w);
                 }
+        }
 #endif
         if (++stage == STAGES) stage = 0;
         if (++chunk < CHUNKS) continue;
@@ -465,7 +522,7 @@ conv(const __grid_constant__ Conv conv) {
         // Not earlier: blocks that wait take room from those that work.
         if (step == steps - 1) let_next_start();
         if (wk == 0)
-            finish(conv, tile_at(tile_index), block_n * BN + wn * NI * 8, m0, sums);
+            finish(conv, tile_at(tile_index), block_n * BN + wn * NI * 8, m0, ahead, sums);
         tile_index += WORKERS;
     }
 }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from saccade.errors import BuildError
-from saccade.native.kernels.eight import EIGHT, can_pair, gains_of, is_small, units, uses_e4m3
-from saccade.native.kernels.packing import pack_tiles, pack_weights
+from saccade.native.kernels.eight import EIGHT, can_pair, is_small, sums_as_values, units, uses_e4m3
+from saccade.native.kernels.packing import folded, pack_tiles, pack_weights
 from saccade.native.kernels.sources import (
     C_TYPES,
     activation_defines,
@@ -24,7 +24,7 @@ from saccade.native.kernels.sources import (
     source,
     vector_bytes,
 )
-from saccade.native.kernels.tilings import Geometry, Tiling, min_blocks, ranked
+from saccade.native.kernels.tilings import FOLDED, Geometry, Tiling, min_blocks, ranked
 from saccade.native.ops import IDENTITY, Conv
 from saccade.native.seam import Blob, Built, Launch, OfView, OfWeight, Source, Target
 
@@ -54,15 +54,20 @@ class ConvWay:
         kernel = weights[step.weight]
         is_eight = step.x.dtype in EIGHT
         given = kernel.view(np.uint16) if is_eight else kernel
-        packed = pack(given, geometry.first, tiling, step.x.dtype)
+        if tiling.cc == FOLDED:
+            packed = pack(folded(given), 16, replace(tiling, cc=16), step.x.dtype)
+        else:
+            packed = pack(given, geometry.first, tiling, step.x.dtype)
+        is_exact = is_small(step, kernel)
         bias = np.zeros(packed.shape[0] * tiling.bn, np.float32)
-        if step.bias is not None:
-            bias[: geometry.channels] = weights[step.bias]
         arrays: tuple[np.ndarray, ...] = (packed, bias)
         if is_eight:
             gains = np.zeros_like(bias)
-            gains[: geometry.channels] = gains_of(step, weights)
+            used = slice(geometry.channels)
+            gains[used], bias[used] = sums_as_values(step, weights, is_exact=is_exact)
             arrays = (packed, bias, gains)
+        elif step.bias is not None:
+            bias[: geometry.channels] = weights[step.bias]
         blocks, workers = packed.shape[0], self._workers(packed.shape[0])
         addresses = (
             OfView(step.x),
@@ -88,7 +93,6 @@ class ConvWay:
             0, "conv", (blocks * workers, 1, 1), (tiling.threads, 1, 1),
             (Blob(bytes(64), pointers),), geometry.shared_bytes(tiling),
         )  # fmt: skip
-        is_exact = is_eight and is_small(step, kernel)
         made = conv_source(step, tiling, workers, is_small=is_exact)
         return Built((made,), arrays, (launch,))
 

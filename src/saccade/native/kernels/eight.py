@@ -14,11 +14,21 @@ import numpy as np
 from saccade.native.ops import Conv
 from saccade.native.tensors import View
 
-__all__ = ["EIGHT", "can_pair", "gains_of", "is_even", "is_small", "paired", "units", "uses_e4m3"]
+__all__ = [
+    "EIGHT",
+    "can_pair",
+    "is_even",
+    "is_small",
+    "paired",
+    "sums_as_values",
+    "units",
+    "uses_e4m3",
+]
 
 EIGHT = ("int8", "float8_e4m3")
 # Sums below this keep a float that begins at 1.5 * 2^23 in its binade.
 _SMALL = 2**22
+_WHOLE = 1.5 * 2**23
 
 
 def is_even(view: View) -> bool:
@@ -59,10 +69,33 @@ def uses_e4m3(step: Conv) -> bool:
     return any(view is not None and view.dtype == "float8_e4m3" for view in views)
 
 
-def gains_of(step: Conv, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What a sum of products of codes is worth, (k,) float32."""
+def sums_as_values(
+    step: Conv, weights: Mapping[str, np.ndarray], *, is_exact: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and bias that make a value of a kernel's sum of codes, (k,) float32.
+
+    Args:
+        step: 8-bit.
+        weights: The plan's.
+        is_exact: Whether sums carry 1.5 * 2^23 with them.
+    """
     scale = np.float32(1.0) if step.weight_scale is None else weights[step.weight_scale]
-    return np.asarray(np.float32(step.x_scale) * scale, np.float32)
+    gain = np.broadcast_to(np.float32(step.x_scale) * scale, (step.y.c,)).astype(np.float32)
+    bias = np.zeros(step.y.c) if step.bias is None else weights[step.bias].astype(np.float64)
+    if halves_arguments(step):
+        gain, bias = gain * np.float32(0.5), bias * 0.5
+    if is_exact:
+        bias = bias - _WHOLE * gain.astype(np.float64)
+    return gain, bias.astype(np.float32)
+
+
+def halves_arguments(step: Conv) -> bool:
+    """Whether the kernel computes SiLU from half of its argument (HALVED in conv.cu)."""
+    return (
+        step.activation.kind == "silu"
+        and step.y.dtype in EIGHT
+        and (step.residual is None or step.residual_after)
+    )
 
 
 def is_small(step: Conv, kernel: np.ndarray) -> bool:

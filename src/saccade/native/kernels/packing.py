@@ -6,7 +6,7 @@ import numpy as np
 
 from saccade.native.kernels.tilings import Tiling
 
-__all__ = ["as_bits", "pack_stem", "pack_tiles", "pack_weights", "permuted_channels"]
+__all__ = ["as_bits", "folded", "pack_stem", "pack_tiles", "pack_weights", "permuted_channels"]
 
 
 def permuted_channels(num_tiles: int) -> np.ndarray:
@@ -75,6 +75,13 @@ def pack_tiles(
     return as_bits(packed, dtype).reshape(
         blocks, chunks, taps, tiling.cc // 16, 2, tiling.bn // 8, 8, 8
     )
+
+
+def folded(weights: np.ndarray) -> np.ndarray:
+    """Weights of eight channels with taps in twos: (k, kh, kw, 8) as (k, 1, taps / 2, 16)."""
+    taps = weights.reshape(len(weights), -1, 8)
+    taps = np.pad(taps, ((0, 0), (0, taps.shape[1] % 2), (0, 0)))
+    return taps.reshape(len(weights), 1, -1, 16)
 
 
 def _cut(weights: np.ndarray, first: int, tiling: Tiling) -> np.ndarray:

@@ -175,7 +175,12 @@ stem(const __grid_constant__ Stem p) {
                             v[2 * j + 1] = sums[mi][group * GROUP + j][2 * half + 1];
                         }
 #pragma unroll
-                        for (int i = 0; i < HELD; i += 4) activate4<ACT>(v + i, ACT_A, ACT_B);
+                        for (int i = 0; i < HELD; i += 4)
+                            if constexpr (ACT == SILU && sizeof(OUT) == 1) {
+#pragma unroll
+                                for (int j = i; j < i + 4; j++) v[j] = silu_of_half(v[j] * 0.5f);
+                            } else
+                                activate4<ACT>(v + i, ACT_A, ACT_B);
 #pragma unroll
                         for (int i = 0; i < HELD; i++) v[i] *= SCALE;
                         OUT* to = y + (first + m / TW * OUT_W + m % TW) * Y_PITCH + channel;

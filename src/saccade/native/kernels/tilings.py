@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from saccade.native.ops import Conv
 from saccade.native.seam import Target
 
-__all__ = ["Geometry", "Tiling", "estimate", "fits", "min_blocks", "ranked"]
+__all__ = ["FOLDED", "Geometry", "Tiling", "estimate", "fits", "min_blocks", "ranked"]
+
+# Channels of pixels of 16 bytes: a product takes two of them.
+FOLDED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Tiling:
         wm: Warps that share the tile's pixels.
         wn: Warps that share its channels.
         wk: Warps that share each sum.
-        cc: Input channels per step.
+        cc: Input channels per step; with 8, a product takes two taps of the kernel.
         stages: Steps whose data is in shared memory at once.
         is_resident: Whether a block keeps all its weights for all its tiles.
         waves: Blocks per multiprocessor that are started if there are more tiles than that;
@@ -126,12 +129,17 @@ class Geometry:
         side = -(-columns // self.stride[1])
         return rows * side * self.stride[1]
 
+    def depth(self, tiling: Tiling) -> int:
+        """Products one after another, per step over the channels."""
+        taps = math.prod(self.kernel)
+        return -(-taps // 2) if tiling.cc == FOLDED else taps * tiling.cc // 16
+
     def shared_bytes(self, tiling: Tiling) -> int:
         """Shared memory of a block."""
-        taps = math.prod(self.kernel)
-        weights = taps * tiling.cc * tiling.bn * 2
+        weights = self.depth(tiling) * 32 * tiling.bn
+        pixel_bytes = 16 if tiling.cc == FOLDED else tiling.cc * 2 + 16
         kept = self.chunks(tiling.cc)[1] if tiling.is_resident else tiling.stages
-        inputs = self.input_pixels(tiling) * (tiling.cc * 2 + 16) * tiling.stages
+        inputs = self.input_pixels(tiling) * pixel_bytes * tiling.stages
         partial = (tiling.wk - 1) * tiling.wm * tiling.wn * tiling.mi * tiling.ni * 512
         return kept * weights + inputs + partial
 
@@ -140,8 +148,8 @@ def fits(geometry: Geometry, tiling: Tiling, shared_bytes: int) -> bool:
     """Whether the kernel can be compiled and started so."""
     return (
         tiling.bn % (16 * tiling.wn) == 0
-        and tiling.cc % 16 == 0
-        and tiling.cc // 16 % tiling.wk == 0
+        and (tiling.cc % 16 == 0 or (tiling.cc == FOLDED and geometry.first == FOLDED))
+        and max(tiling.cc // 16, 1) % tiling.wk == 0
         and tiling.mi <= 8
         and tiling.ni <= (16 if tiling.is_joint else 8)
         and tiling.mi * tiling.ni <= 32
@@ -186,7 +194,7 @@ def candidates(geometry: Geometry) -> Iterator[Tiling]:
     """Tilings worth a look."""
     channels = geometry.channels
     bns = sorted({min(bn, -(-channels // 16) * 16) for bn in (16, 32, 48, 64, 96, 128)})
-    ccs = sorted({min(cc, -(-geometry.first // 16) * 16) for cc in (16, 32, 48, 64, 128)})
+    ccs = _channels_per_step(geometry, (16, 32, 48, 64, 128))
     shapes = list(_tiles(geometry))
     for (th, tw), bn, cc in itertools.product(shapes, bns, ccs):
         if geometry.second and geometry.first % cc and cc > 32:
@@ -209,7 +217,7 @@ def joint_candidates(geometry: Geometry) -> Iterator[Tiling]:
     """Tilings for products that four warps issue together."""
     channels = geometry.channels
     bns = sorted({min(bn, -(-channels // 16) * 16) for bn in (16, 32, 64, 96, 128)})
-    ccs = sorted({min(cc, -(-geometry.first // 16) * 16) for cc in (16, 32, 64, 128)})
+    ccs = _channels_per_step(geometry, (16, 32, 64, 128))
     for (th, tw), bn, cc in itertools.product(_tiles(geometry), bns, ccs):
         if geometry.second and geometry.first % cc and cc > 32:
             continue
@@ -225,6 +233,12 @@ def joint_candidates(geometry: Geometry) -> Iterator[Tiling]:
                 yield replace(base, stages=2, is_resident=True, waves=waves)
                 if waves < 3:
                     yield replace(base, stages=3, is_resident=True, waves=waves)
+
+
+def _channels_per_step(geometry: Geometry, sizes: tuple[int, ...]) -> list[int]:
+    if geometry.first == FOLDED and not geometry.second:
+        return [FOLDED, 16]
+    return sorted({min(cc, -(-geometry.first // 16) * 16) for cc in sizes})
 
 
 def _tiles(geometry: Geometry) -> Iterator[tuple[int, int]]:
@@ -252,7 +266,7 @@ def estimate(geometry: Geometry, tiling: Tiling, target: Target) -> float:
     """
     taps = math.prod(geometry.kernel)
     chunks = geometry.chunks(tiling.cc)[1]
-    depth = taps * chunks * tiling.cc // 16
+    depth = geometry.depth(tiling) * chunks
     pixels, ni = tiling.wm * tiling.mi * 16, tiling.ni
     warps = tiling.wm * tiling.wn
     blocks = -(-geometry.channels // tiling.bn)

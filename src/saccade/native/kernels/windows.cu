@@ -13,9 +13,7 @@ typedef Vector<Y_TYPE, V> To;
 // one whole picture in shared memory; windows are squares, so rows are done before columns.
 __device__ __forceinline__ u32 larger(u32 a, u32 b) {
     u32 out;
-#if IS_INT8
-    asm("vmax4.s32.s32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(0));
-#elif IS_HALF
+#if IS_HALF
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
 #else
     asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
@@ -26,6 +24,26 @@ __device__ __forceinline__ uint4 larger(uint4 a, uint4 b) {
     return make_uint4(larger(a.x, b.x), larger(a.y, b.y), larger(a.z, b.z), larger(a.w, b.w));
 }
 struct Results { X_TYPE* at[CHAIN]; };
+// Eight channels in shared memory are halves. A code is there as 1152 + code, whose last byte it
+// is but for its first bit; they are in the same order.
+__device__ __forceinline__ uint4 fetch(const X_TYPE* at) {
+#if IS_INT8
+    uint2 w = *(const uint2*)at;
+    w.x ^= 0x80808080u, w.y ^= 0x80808080u;
+    return make_uint4(__byte_perm(w.x, 0x64, 0x4140), __byte_perm(w.x, 0x64, 0x4342),
+                      __byte_perm(w.y, 0x64, 0x4140), __byte_perm(w.y, 0x64, 0x4342));
+#else
+    return *(const uint4*)at;
+#endif
+}
+__device__ __forceinline__ void put(X_TYPE* at, uint4 v) {
+#if IS_INT8
+    *(uint2*)at = make_uint2(__byte_perm(v.x, v.y, 0x6420) ^ 0x80808080u,
+                             __byte_perm(v.z, v.w, 0x6420) ^ 0x80808080u);
+#else
+    *(uint4*)at = v;
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 chain(const X_TYPE* x, const __grid_constant__ Results ys) {
@@ -35,7 +53,7 @@ chain(const X_TYPE* x, const __grid_constant__ Results ys) {
     wait_for_inputs();
     int n = blockIdx.x / (C / 8), c = blockIdx.x % (C / 8) * 8;
     for (int i = threadIdx.x; i < H * W; i += THREADS)
-        held[i] = *(const uint4*)(x + n * X_IMAGE + i * X_PITCH + c);
+        held[i] = fetch(x + n * X_IMAGE + i * X_PITCH + c);
     __syncthreads();
 #pragma unroll
     for (int link = 0; link < CHAIN; link++) {
@@ -59,7 +77,7 @@ chain(const X_TYPE* x, const __grid_constant__ Results ys) {
                 if (row + d < H) best = larger(best, rows[i + d * W]);
             }
             held[i] = best;
-            *(uint4*)(ys.at[link] + n * IMAGES[link] + i * PITCHES[link] + c) = best;
+            put(ys.at[link] + n * IMAGES[link] + i * PITCHES[link] + c, best);
         }
         __syncthreads();
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -103,26 +103,24 @@ class ChainWay:
 
     def build(self, weights: Mapping[str, np.ndarray]) -> Built:
         """Describe the launch."""
-        step, is_int8 = self.step, self.step.x.dtype == "int8"
-        if is_int8:
-            step = replace(step, x=paired(step.x), ys=tuple(paired(y) for y in step.ys))
-        x = step.x
+        step, x = self.step, self.step.x
+        is_int8 = x.dtype == "int8"
         pitches = ", ".join(str(y.strides[2]) for y in step.ys)
         images = ", ".join(str(y.strides[0]) for y in step.ys)
         head = f"__device__ constexpr int PITCHES[] = {{{pitches}}};\n"
         head += f"__device__ constexpr long long IMAGES[] = {{{images}}};\n"
         defines = (
             f"CHAIN={len(step.ys)}", f"X_TYPE={C_TYPES[x.dtype]}", f"Y_TYPE={C_TYPES[x.dtype]}",
-            "V=8", f"IS_HALF={int(x.dtype == 'float16')}",
+            "V=8", f"IS_HALF={int(is_int8 or x.dtype == 'float16')}",
             f"IS_INT8={int(is_int8)}", f"THREADS={self.threads}",
             f"H={x.h}", f"W={x.w}", f"C={x.c}", f"SIZE={step.size}", *places_of("X", x),
         )  # fmt: skip
         made = Source(head + source(*_FILES), defines)
         data = struct.pack(f"<{len(step.ys)}Q", *[0] * len(step.ys))
-        results = Blob(data, tuple((8 * i, OfView(y)) for i, y in enumerate(self.step.ys)))
+        results = Blob(data, tuple((8 * i, OfView(y)) for i, y in enumerate(step.ys)))
         launch = Launch(
             0, "chain", (x.n * (x.c // 8), 1, 1), (self.threads, 1, 1),
-            (OfView(self.step.x), results), x.h * x.w * 32,
+            (OfView(x), results), x.h * x.w * 32,
         )  # fmt: skip
         return Built((made,), (), (launch,))
 
@@ -159,12 +157,12 @@ class _PoolsWay:
 def chain_ways(step: PoolChain, target: Target) -> tuple[ChainWay | _PoolsWay, ...]:
     """Ways to run a chain, best first."""
     views = (step.x, *step.ys)
-    is_int8 = step.x.dtype == "int8" and step.x.c % 16 == 0
+    is_int8 = step.x.dtype == "int8"
     if any(view.dtype not in _FLOATS for view in views) and not is_int8:
         return ()
     can_share = (
-        all(view.dtype == step.x.dtype and view.is_pixels and view.alignment == 16
-            for view in views)
+        all(view.dtype == step.x.dtype and view.is_pixels
+            and view.alignment >= 8 * SIZES[view.dtype] for view in views)
         and step.x.dtype != "float32"
         and step.x.c % 8 == 0
         and step.x.h * step.x.w * 32 <= target.shared_bytes
