@@ -128,3 +128,19 @@ def test_a_model_that_was_loaded_anew_is_not_remembered(tmp_path):
         client.unload_model("net")
         with pytest.raises(grpc_client.InferenceServerException):
             client.infer("net", [tensor])
+
+
+def test_strings_for_a_network_of_numbers_are_refused(served):
+    body = b"\x04\0\0\0abcd"
+    asked = {"name": "input", "datatype": "BYTES", "shape": [1, 1]}
+    asked["parameters"] = {"binary_data_size": len(body)}
+    head = json.dumps({"inputs": [asked]}).encode()
+    for _ in range(2):
+        status, _, answer = served.ask(
+            "POST",
+            "/v2/models/identity/infer",
+            head + body,
+            Inference_Header_Content_Length=str(len(head)),
+        )
+        assert status == 400, answer
+        assert "must be of numbers" in json.loads(answer)["detail"]

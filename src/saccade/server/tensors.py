@@ -19,7 +19,16 @@ _MAX_SIZES_KEPT = 4
 
 
 def array_of(part: TensorPart, data: memoryview) -> np.ndarray:
-    """The bytes of a tensor as an array that shares them."""
+    """The bytes of a tensor as an array that shares them.
+
+    Raises:
+        InputError: They are strings, which no network here takes.
+    """
+    if part.datatype == "BYTES":
+        raise InputError(
+            f"input {part.name[:80]!r} must be of numbers, it is BYTES; send numbers, or pictures "
+            "to a detector"
+        )
     flat = np.frombuffer(data, numpy_name(part.datatype))
     return flat.reshape(part.shape)
 
