@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -84,6 +87,20 @@ def test_damage_and_other_cards_are_refused():
             unpacked(bad, KEY)
     with pytest.raises(BuildError, match=r"device: built for NVIDIA H200, here is NVIDIA A100"):
         unpacked(raw, KEY | {"device": "NVIDIA A100"})
+
+
+def test_records_of_another_version_are_refused():
+    raw = packed(small())
+    start = raw.index(b"\n") + 1 + 32
+    body = msgspec.msgpack.decode(raw[start:])
+    for change, told in (
+        ({"#": "Options", "num_lanes": 4}, "its 'Options' is of another version"),
+        ({"#": "Lanes"}, "records that this version knows, it has 'Lanes'"),
+    ):
+        changed = msgspec.msgpack.encode({**body, "options": change})
+        made = raw[: start - 32] + hashlib.sha256(changed).digest() + changed
+        with pytest.raises(BuildError, match=f"{told}.*build again"):
+            unpacked(made, KEY)
 
 
 def test_every_kernel_is_listed():

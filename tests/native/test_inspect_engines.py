@@ -58,6 +58,24 @@ def test_every_kernel_of_a_bundle_is_listed_without_a_gpu(bundle, capsys):
         assert row["fuses"] in printed
 
 
+def test_an_engine_that_another_version_wrote_is_told_beside_the_rest(tmp_path, capsys):
+    net = mean_color_detector(tmp_path / "net.onnx")
+    with saccade.load(net) as detector:
+        contract = detector.contract
+    engine = EngineFile(b"saccade-native-0\n...", "native", "saccade", is_verified=True)
+    written = write_bundle(
+        tmp_path / "bundle",
+        model_path=net,
+        contract=contract,
+        record=made.record(PLAN),
+        extras=BundleExtras(engines={TARGET: engine}),
+    )
+    assert inspect(written.path) == 0
+    printed = capsys.readouterr().out
+    assert "of another version; build again" in printed
+    assert "judged by" in printed
+
+
 def test_a_bundle_runs_the_engines_it_holds(bundle):
     assert dict(bundle.plan.options)["engines"] == str(bundle.path / "engines")
     assert bundle.manifest.plan == PLAN

@@ -79,19 +79,29 @@ def _inspect_bundle(folder: Path, how: ModelOptions, *, toml: bool, json: bool) 
         _print_bundle(bundle, mismatches)
         for target, found in _native_engines(bundle).items():
             print(f"\nengine {target}, kernel by kernel as measured when it was built")
-            _print_kernels(found)
+            if "error" in found:
+                print(found["error"])
+            else:
+                _print_kernels(found)
     return 0 if is_fit else 1
 
 
 def _native_engines(bundle: Any) -> dict[str, Any]:
-    """Of each engine of back end native: about it, and its kernels. Needs no GPU."""
+    """Of each engine of back end native: about it, and its kernels. Needs no GPU.
+
+    Of one that another version wrote: why it cannot be read; the rest of the bundle can.
+    """
+    from saccade.errors import BuildError
     from saccade.native.listing import listed
 
-    return {
-        target: listed(path.read_bytes())
-        for target, path in bundle.engine_paths.items()
-        if bundle.manifest.engines[target].get("backend") == "native"
-    }
+    found: dict[str, Any] = {}
+    for target, path in bundle.engine_paths.items():
+        if bundle.manifest.engines[target].get("backend") == "native":
+            try:
+                found[target] = listed(path.read_bytes())
+            except BuildError as exc:
+                found[target] = {"error": str(exc)}
+    return found
 
 
 def _inspect_native(path: Path, *, json: bool) -> int:

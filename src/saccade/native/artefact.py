@@ -153,6 +153,13 @@ def _reader(sources: list[Source], store: Mapping[str, bytes]) -> Callable[[Any]
                 f"a native engine must hold records that this version knows, it has {kind!r}; "
                 "build again"
             )
-        return _KINDS[kind](**{n: read(v) for n, v in value.items() if n != "#"})
+        made = {name: read(inner) for name, inner in value.items() if name != "#"}
+        try:
+            return _KINDS[kind](**made)
+        except TypeError as exc:
+            raise BuildError(
+                f"a native engine must hold records as this version writes them, its {kind!r} is "
+                f"of another version ({exc}); build again"
+            ) from exc
 
     return read
