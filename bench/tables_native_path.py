@@ -85,9 +85,13 @@ def where(report: Row) -> str:
 
 def loads(report: Row) -> str:
     """Seconds of each engine's first load, and of the next."""
-    lines = [["network", "batch", "kernels measured and built, s", "from its bytes, s"]]
+    lines = [["network", "batch", "card", "kernels measured and built, s", "from its bytes, s"]]
     lines += [
-        [row["model"], str(row["batch"]), f"{row['load_s']:.1f}", f"{row['stored_s']:.2f}"]
+        [row["model"], str(row["batch"]), row["card"], f"{row['load_s']:.1f}", NO_RESULT]
+        for row in report["from_nothing"]
+    ]
+    lines += [
+        [row["model"], str(row["batch"]), "idle", f"{row['load_s']:.1f}", f"{row['stored_s']:.2f}"]
         for row in report["rows"]
     ]
     return markdown(lines)
