@@ -240,8 +240,8 @@ def timed(
     server: Server, requests: Requests, checker: Checker, seconds: float, **how: Any
 ) -> dict[str, Any]:
     """One run: rate, latency, and which part of the machine who took."""
-    roles = {process.pid: role_of(process) for process in server.tree()}
     tree = {process.pid: process for process in server.tree()}
+    roles = {pid: role_of(process) for pid, process in tree.items()}
     told = spent(server.port)
     before = {pid: sum(process.cpu_times()[:2]) for pid, process in tree.items()}
     machine = psutil.cpu_times()
