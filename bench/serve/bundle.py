@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build(budget: str) -> Path:
     """Have `saccade build` choose a bundle."""
     folder = WORK / "serve" / "bundle"
+    shutil.rmtree(folder.with_name("bundle.build"), ignore_errors=True)  # of a build that broke off
     say(f"building a bundle within {budget}")
     command = [sys.executable, "-m", "saccade", "build", CASE.model_path, "-o", str(folder)]
     command += ["--data", str(BCCD / "annotations" / "test.json")]
