@@ -7,7 +7,7 @@ The second file is the first with explicit Q/DQ pairs, as `saccade build` writes
 one here, from calibration pictures); from it a third in e4m3 is derived. All are built for one
 batch, checked against ONNX Runtime on the CPU (the FP32 file, and the Q/DQ file) on fresh pictures
 with outputs poisoned, timed in rounds in turn, and judged by AP on labelled pictures through the
-whole path on the card.
+whole path on the card. A file that is there already gets the row added, or replaced.
 """
 
 from __future__ import annotations
@@ -182,7 +182,6 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"{kind}: {times['ms']:.4f} ms, {args.batch * 1000 / times['ms']:,.0f} pictures/s")
     for one in made.values():
         one.engine.close()
-    args.json.write_text(json.dumps(row, indent=1))
     if args.labels is not None:
         if "fp8" in made:
             files["fp8"] = folder / "e4m3.onnx"
@@ -228,7 +227,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         row = run(args, Path(folder))
     row["machine"] = machine_of()
-    args.json.write_text(json.dumps(row, indent=1))
+    rows = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
+    about = (row["model"], row["batch"])
+    rows = [one for one in rows if (one["model"], one["batch"]) != about]
+    args.json.write_text(json.dumps({"rows": [*rows, row]}, indent=1))
 
 
 if __name__ == "__main__":

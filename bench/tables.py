@@ -24,6 +24,7 @@ from bench.markdown import NO_RESULT, markdown
 from bench.tables_builds import builds_tables
 from bench.tables_cuda import cuda_tables
 from bench.tables_native import native_tables
+from bench.tables_native_eight import native_eight_tables
 from bench.tables_native_kernels import native_kernel_tables
 from bench.tables_native_path import native_path_tables
 from bench.tables_serve import serve_tables
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     reports = load()
     tables = {"cpu": overview(reports), "cpu-details": details(reports)}
     tables |= prepare_tables() | torch_tables() | cuda_tables() | builds_tables() | native_tables()
-    tables |= native_kernel_tables() | native_path_tables()
+    tables |= native_kernel_tables() | native_path_tables() | native_eight_tables()
     tables |= serve_tables()
     stale = []
     for path in documents():
