@@ -10,7 +10,7 @@ from bench.markdown import NO_RESULT, markdown
 
 FILE = ROOT / "bench" / "results" / "h200" / "native_eight.json"
 NAMES = {"fp16": "FP16", "int8": "INT8, mixed", "fp8": "e4m3, mixed"}
-NUM_STEPS = 30
+NUM_STEPS, NUM_CHANGED = 30, 12
 BATCH = 32
 
 Row = dict[str, Any]
@@ -18,12 +18,12 @@ Row = dict[str, Any]
 
 def native_eight_tables() -> dict[str, str]:
     """Each mark's name and its table."""
-    names = ("machine", "rates", "steps")
+    names = ("machine", "rates", "first", "steps")
     if not FILE.is_file():
         return {f"native-eight-{name}": "No results yet.\n" for name in names}
     rows = json.loads(FILE.read_text())["rows"]
     whole = next(row for row in rows if row["batch"] == BATCH)
-    tables = (machine(whole), rates(rows), steps(whole))
+    tables = (machine(whole), rates(rows), first(whole), steps(whole))
     return {f"native-eight-{n}": f"\n{t}\n" for n, t in zip(names, tables, strict=True)}
 
 
@@ -65,6 +65,23 @@ def rate(row: Row, kind: str, found: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def first(row: Row) -> str:
+    """The first kernels beside those of the table: steps that changed most."""
+    before, after = row["first_kernels"]["steps"], row["kinds"]["int8"]["steps"]
+    lines = [["step", "picture in, picture out", "first us", "now us"]]
+    pairs = sorted(zip(before, after, strict=True), key=lambda pair: pair[1]["us"] - pair[0][2])
+    for (name, _, us), step in pairs[:NUM_CHANGED]:
+        lines.append([name, shapes_of(step), f"{us:.1f}", f"{step['us']:.1f}"])
+    sums = [sum(us for _, _, us in before), sum(step["us"] for step in after)]
+    lines.append(["all", "", f"{sums[0]:.0f}", f"{sums[1]:.0f}"])
+    return markdown(lines)
+
+
+def shapes_of(step: Row) -> str:
+    shapes = [s[0][1:] if s else [] for s in (step["reads"], step["writes"])]
+    return " ".join("x".join(map(str, shape)) for shape in shapes if shape)
+
+
 def steps(row: Row) -> str:
     """Step by step, the slowest in FP16 first."""
     half, coded = row["kinds"]["fp16"], row["kinds"]["int8"]
@@ -73,9 +90,8 @@ def steps(row: Row) -> str:
     pairs = list(zip(half["steps"], coded["steps"], coded["types"], strict=True))
     pairs.sort(key=lambda pair: -pair[0]["us"])
     for before, after, kind in pairs[:NUM_STEPS]:
-        shapes = [s[0][1:] if s else [] for s in (after["reads"], after["writes"])]
         lines.append([
-            after["step"], " ".join("x".join(map(str, s)) for s in shapes), f"{before['us']:.1f}",
+            after["step"], shapes_of(after), f"{before['us']:.1f}",
             f"{after['us']:.1f}", f"{before['us'] / after['us']:.2f}", f"{after['floor_us']:.1f}",
             kind, after["way"],
         ])  # fmt: skip
