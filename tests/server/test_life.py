@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
@@ -131,6 +132,45 @@ def test_a_killed_engine_process_is_replaced(slow):
     end(*clients)
     assert slow.detect("slow", jpeg()) == wanted
     assert slow.json("/page/live")["num_restarts"] == 1
+
+
+def children_of(running, module):
+    """Processes of a server that run one of its modules."""
+    with open(f"/proc/{running.process.pid}/task/{running.process.pid}/children") as file:
+        pids = [int(pid) for pid in file.read().split()]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if module.encode() in file.read():
+                found.append(pid)
+    return found
+
+
+def test_a_spare_takes_the_place_and_one_that_is_dead_does_no_harm(networks):
+    with live.server(f"colours={networks['colours']}", "--threads", "1") as running:
+        wanted = running.detect("colours", jpeg())
+
+        def is_replaced(pid):
+            told = running.json("/page/live")["engines"]
+            return told and told[0]["pid"] != pid
+
+        def waits():
+            return children_of(running, "saccade.server.spare")
+
+        (first,) = children_of(running, "saccade.server.worker")
+        wait_for(waits, "there is a spare")
+        (spare,) = waits()
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: is_replaced(first), "the next has told of itself")
+        assert running.json("/page/live")["engines"][0]["pid"] == spare
+        assert running.detect("colours", jpeg()) == wanted
+        wait_for(lambda: set(waits()) - {spare}, "there is another spare")
+        (dead,) = set(waits()) - {spare}
+        os.kill(dead, signal.SIGKILL)
+        os.kill(spare, signal.SIGKILL)
+        wait_for(lambda: is_replaced(spare), "the next has told of itself")
+        assert running.json("/page/live")["engines"][0]["pid"] != dead
+        assert running.detect("colours", jpeg()) == wanted
 
 
 def test_one_model_does_not_starve_another():
