@@ -35,6 +35,7 @@ def closed(report: dict[str, Any]) -> str:
             [f"`{one['variant']}`, {row['connections']} connections", *_figures(row, rate)]
             for row in one["closed"]
         ]
+    most = max(row["rate_per_s"] for row in server["closed"])
     check = server["check"]
     told = " ".join(server["arguments"])
     note = (
@@ -43,7 +44,7 @@ def closed(report: dict[str, Any]) -> str:
         f"All of {check['num_answers']:,} answers are right (agreement of boxes with the CPU's "
         f"{check['agreement']:.3f}); of each picture there was "
         f"{'one answer' if check['most_distinct_of_one_picture'] == 1 else 'more than one answer'}."
-        f" Most: {report['part_of_offline']:.2f} of the job's rate; the bar is {report['bar']}."
+        f" Most: {most / rate:.2f} of the job's rate; the bar is {report['bar']}."
     )
     return f"{markdown(rows)}\n\n{note}"
 
