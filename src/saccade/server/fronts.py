@@ -224,8 +224,10 @@ class Fronts:
 
     async def _tell(self, one: _Further) -> None:
         assert one.channel is not None
-        with contextlib.suppress(Problem):  # it has ended; its successor is told anew
-            await one.channel.ask("state", self.state())
+        # One that has ended has a successor that is told anew; one that hangs holds up nobody.
+        with contextlib.suppress(Problem, TimeoutError):
+            async with asyncio.timeout(_ASK_S):
+                await one.channel.ask("state", self.state())
 
     async def retire(self, key: int) -> None:
         """Return when no front has a request of a model under way; all know that it has gone."""

@@ -508,6 +508,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _read_here(self) -> None:
         transport = self._transport
+        if transport.is_closing():
+            return
         transport.pause_reading()
         transport.set_protocol(self)
         transport.resume_reading()
