@@ -265,6 +265,24 @@ def test_the_mix_is_the_cheapest(marked: Draft) -> None:
     assert not none.halves, "of equals, codes"
 
 
+def test_channels_that_passes_added_have_a_unit(marked: Draft) -> None:
+    draft = marked.copy()
+    index = next(i for i, s in enumerate(draft.steps) if isinstance(s, Conv) and s.weight_scale)
+    step = draft.steps[index]
+    assert isinstance(step, Conv)
+    weight = draft.weights[step.weight]
+    wide = np.concatenate([weight, np.zeros((8, *weight.shape[1:]), np.float32)])
+    y = draft.new("wide", (*step.y.shape[:3], step.y.c + 8), "float16")
+    draft.steps[index] = dataclasses.replace(step, weight=draft.weight("wide", wide), y=y)
+    put_codes(draft, groups_of(draft, "int8", is_worth), "int8")
+    coded = draft.steps[index]
+    assert isinstance(coded, Conv)
+    assert coded.weight_scale is not None
+    assert draft.weights[coded.weight].dtype == np.int8
+    assert draft.weights[coded.weight_scale].shape == (len(wide),)
+    assert (draft.weights[coded.weight_scale] > 0).all()
+
+
 def test_other_grids_stay_steps(quantized: onnx.ModelProto) -> None:
     other = onnx.ModelProto()
     other.CopyFrom(quantized)

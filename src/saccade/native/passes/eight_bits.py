@@ -213,9 +213,12 @@ class _Coder:
 
     def _weights(self, weight: str, units: str) -> tuple[str, str]:
         """Names of a weight's codes, as int8 (the bits of e4m3), and of their units."""
-        name, unit_name, stored = f"{weight}:{self._kind}", f"{units}:{self._kind}", self._draft
+        name, stored = f"{weight}:{self._kind}", self._draft
+        unit_name = f"{name}:units"
         if name not in stored.weights:
-            unit = stored.weights[units]
+            # Channels that passes put behind the others are zeros, of any unit.
+            more = len(stored.weights[weight]) - len(stored.weights[units])
+            unit = np.pad(stored.weights[units], (0, more), constant_values=1)
             least = np.maximum(unit, np.float32(1e-30)).reshape(-1, 1, 1, 1)
             values = stored.weights[weight] / least
             if self._kind == "int8":
