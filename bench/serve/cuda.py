@@ -203,9 +203,10 @@ def serve(
             report["python"] = watched(server, requests, spy, best["connections"])
         report["check"] = checker.verdict()
         report["memory_mib"] = round(server.pss_bytes() / 2**20)
-        report["metadata"] = details(port)
+    except BaseException:
+        print(server.log_tail(), flush=True)
+        raise
     finally:
-        report["log_tail"] = server.log_tail()
         server.close()
     return report
 
