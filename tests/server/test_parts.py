@@ -185,8 +185,10 @@ def goodbye(served, data):
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
         got = b""
-        while chunk := sock.recv(65536):
-            got += chunk
+        # What the server leaves unread ends the connection; what it said before is here by then.
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := sock.recv(65536):
+                got += chunk
     codes, at = [], 0
     while at + 9 <= len(got):
         size, kind = int.from_bytes(got[at : at + 3], "big"), got[at + 3]
