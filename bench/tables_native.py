@@ -13,10 +13,18 @@ from typing import Any
 
 from bench.cases import ROOT
 from bench.markdown import NO_RESULT, markdown
+from bench.native_suite import CASES
 
 FILE = ROOT / "bench" / "results" / "h200" / "native_engine.json"
-SHOWN = ("cells_640", 32), ("cells_640", 1)
-MOST_KERNELS = 24
+SHOWN = tuple((case.network.removesuffix(".onnx").replace(":", "_"), case.batch) for case in CASES)
+# Kernels in a table: of the network that the engine was begun for, and of the others.
+FIRST, MOST_KERNELS, MOST_OTHERS = "cells_640", 24, 12
+PEERS = (
+    ("torch.compile max-autotune", ("torch.compile max-autotune",)),
+    ("torch.compile", ("torch.compile",)),
+    ("eager graph", ("torch eager graph",)),
+    ("ONNX Runtime CUDA", ("ONNX Runtime CUDA", "ONNX Runtime CUDA, NHWC")),
+)
 
 Row = dict[str, Any]
 
@@ -54,23 +62,29 @@ def machine(sessions: list[Row]) -> str:
 
 
 def rates(rows: dict[tuple[str, int], Row]) -> str:
-    """One line per case: the engine, the best peer of the same run, and the error."""
-    lines = [["network", "batch", "ms", "pictures/s", "best peer", "its ms", "ratio",
-              "relative error"]]  # fmt: skip
+    """One line per case: the engine, each peer of the same run, the ratio to the best, errors."""
+    lines = [["network", "batch", "ms", "pictures/s", *(f"{name}, ms" for name, _ in PEERS),
+              "best / ours", "relative error"]]  # fmt: skip
     for (model, batch), row in rows.items():
         own = row["times"]["native"]["ms"]
-        others = [(t["ms"], name) for name, t in row["times"].items() if name != "native"]
-        best = min(others, default=None)
+        found = [
+            min((row["times"][n]["ms"] for n in names if n in row["times"]), default=None)
+            for _, names in PEERS
+        ]
+        best = min((ms for ms in found if ms is not None), default=None)
+        errors = dict(row["errors"]["native"])
+        agreement = errors.pop("agreement", None)
         lines.append(
             [
                 model,
                 str(batch),
                 f"{own:.3f}",
                 f"{batch * 1000 / own:,.0f}",
-                best[1] if best else NO_RESULT,
-                f"{best[0]:.3f}" if best else NO_RESULT,
-                f"{best[0] / own:.2f}" if best else NO_RESULT,
-                f"{max(row['errors']['native'].values()):.1e}",
+                *(NO_RESULT if ms is None else f"{ms:.3f}" for ms in found),
+                NO_RESULT if best is None else f"**{best / own:.2f}**",
+                f"{max(errors.values()):.1e}"
+                if agreement is None
+                else f"boxes agree: {agreement:.0%}",
             ]
         )
     return markdown(lines)
@@ -109,13 +123,14 @@ def steps(row: Row) -> str:
     lines = [["step", "picture in, picture out", "kernel", "count", "us each", "floor us", "ratio",
               "share"]]  # fmt: skip
     ranked = sorted(groups.items(), key=lambda item: -sum(step["us"] for step in item[1]))
-    for (kind, shapes, way), found in ranked[:MOST_KERNELS]:
+    most = MOST_KERNELS if row["model"] == FIRST else MOST_OTHERS
+    for (kind, shapes, way), found in ranked[:most]:
         us, floor = found[0]["us"], found[0]["floor_us"]
         share = sum(step["us"] for step in found) / total
         lines.append(
             [kind, shapes, way, str(len(found)), f"{us:.1f}", f"{floor:.1f}",
              f"{us / max(floor, 0.01):.1f}", f"{share:.1%}"]
         )  # fmt: skip
-    rest = sum(len(found) for _, found in ranked[MOST_KERNELS:])
+    rest = sum(len(found) for _, found in ranked[most:])
     more = f"\nand {rest} more steps; {total:.0f} us in all, one by one.\n" if rest else ""
     return markdown(lines) + more
