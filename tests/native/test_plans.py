@@ -147,7 +147,8 @@ def test_a_yolov8_network_is_convolutions_and_four_kinds_more(shared):
 @pytest.mark.shared
 def test_what_is_not_covered_is_named_before_anything_is_built(shared):
     model = read_model(shared / "models" / "fastestdet_352_nms.onnx")
-    with pytest.raises(BuildError, match=r"NonMaxSuppression node 'nms_sel'.*choose another back end"):
+    message = r"NonMaxSuppression node 'nms_sel'.*choose another back end"
+    with pytest.raises(BuildError, match=message):
         drafted(load_tidy(model), shapes_of(model))
 
 
