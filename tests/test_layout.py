@@ -19,7 +19,7 @@ ROOT = Path(saccade.__file__).resolve().parent
 ROWS = [
     {"errors"},
     {"types"},
-    {"registry"},
+    {"registry", "processor"},
     {"vision", "graph"},
     {"cuda"},
     {"native"},

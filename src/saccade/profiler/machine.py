@@ -8,6 +8,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from saccade.processor import processor
+
 __all__ = ["Machine", "machine", "num_cores", "versions"]
 
 # Instruction sets that decide which kernels a runtime picks, as Linux names them.
@@ -73,7 +75,7 @@ class Machine:
 
 def machine() -> Machine:
     """Look at the machine this process runs on."""
-    name, flags = _cpu()
+    name, flags = processor()
     return Machine(
         cpu=name,
         num_cores=num_cores(),
@@ -110,19 +112,6 @@ def _cgroup_quota_cores() -> float | None:
     except (OSError, ValueError):
         return None
     return None if quota == "max" else int(quota) / int(period)
-
-
-def _cpu() -> tuple[str, set[str]]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or "unknown", set()
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", fields.get("Features", ""))
-    return fields.get("model name", platform.processor() or "unknown"), set(flags.split())
 
 
 def _memory_bytes() -> int:
