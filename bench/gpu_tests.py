@@ -20,6 +20,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+from bench.environment import without_paths
 from saccade.profiler.machine import machine
 
 SIDE_BY_SIDE = (
@@ -88,7 +89,7 @@ def outcome_of(case: ET.Element) -> tuple[str, str]:
     for tag, outcome in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
         found = case.find(tag)
         if found is not None:
-            return outcome, (found.get("message") or "").strip()[:600]
+            return outcome, without_paths((found.get("message") or "").strip())[:600]
     return "passed", ""
 
 

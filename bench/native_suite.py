@@ -90,7 +90,7 @@ def main() -> None:
             made = json.loads(file.read_text())
             found += made.pop("rows")
             head = made
-            args.json.write_text(json.dumps({**head, "rows": found}, indent=1))
+            args.json.write_text(json.dumps({**head, "rows": found}, separators=(",", ":")))
             print(_line(found[-1]), f"at {time.monotonic() - started:.0f} s", flush=True)
 
 
